@@ -1,0 +1,37 @@
+"""The errors a user can cause, and how tools report them: one line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec('P')
+R = TypeVar('R')
+
+
+class UserError(Exception):
+    """Something the user can mend; its message is one line: what, where, how to mend."""
+
+
+def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a tool's main(): a UserError becomes ``<prog>: error: <message>`` and exit code 2.
+
+    Any other exception is a defect of ours, and keeps its traceback. To see where a UserError comes
+    from set the environment variable ``SSNET_MM_TRACEBACK=1``.
+    """
+
+    @functools.wraps(main)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            if os.environ.get('SSNET_MM_TRACEBACK') == '1':
+                raise
+            message = ' '.join(str(error).split())  # foreign messages may span lines
+            print(f'{os.path.basename(sys.argv[0])}: error: {message}', file=sys.stderr)
+            sys.exit(2)
+
+    return wrapper
