@@ -1,0 +1,81 @@
+"""CamVid, the Cambridge-driving labelled video database, in its usual 11 classes.
+
+Source: G. Brostow, J. Fauqueur and R. Cipolla, "Semantic object classes in video: A
+high-definition ground truth database", Pattern Recognition Letters 30 (2009). The choice of 11
+classes, and their colours below, are SegNet's: https://arxiv.org/abs/1511.00561.
+"""
+
+from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATASETS
+
+
+@DATASETS.register_module()
+class CamVidDataset(BaseSegDataset):
+    """CamVid in Pascal VOC's folder layout.
+
+    .. code-block:: none
+
+        camvid
+        ├── ImageSets/Segmentation/{train,val}.txt   a name a line, without suffix
+        ├── JPEGImages/<name>.jpg
+        └── SegmentationClass/<name>.png             class index 0..10, 255 for void
+
+    Args:
+        ann_file: List of names, relative to ``data_root``.
+        img_suffix: Suffix of the images.
+        seg_map_suffix: Suffix of the label maps.
+        data_prefix: Folders of the images and the label maps, relative to ``data_root``.
+        **kwargs: Other arguments of :class:`mmseg.datasets.BaseSegDataset`.
+
+    Example:
+        >>> from ssnet_mm import CamVidDataset
+        >>> CamVidDataset.METAINFO['classes'][3]
+        'road'
+    """
+
+    METAINFO = dict(
+        classes=(
+            'sky',
+            'building',
+            'pole',
+            'road',
+            'pavement',
+            'tree',
+            'sign symbol',
+            'fence',
+            'car',
+            'pedestrian',
+            'bicyclist',
+        ),
+        palette=[
+            [128, 128, 128],
+            [128, 0, 0],
+            [192, 192, 128],
+            [128, 64, 128],
+            [60, 40, 222],
+            [128, 128, 0],
+            [192, 128, 128],
+            [64, 64, 128],
+            [64, 0, 128],
+            [64, 64, 0],
+            [0, 128, 192],
+        ],
+    )
+
+    def __init__(
+        self,
+        ann_file: str = 'ImageSets/Segmentation/train.txt',
+        img_suffix: str = '.jpg',
+        seg_map_suffix: str = '.png',
+        data_prefix: dict | None = None,
+        **kwargs,
+    ) -> None:
+        if data_prefix is None:
+            data_prefix = dict(img_path='JPEGImages', seg_map_path='SegmentationClass')
+        super().__init__(
+            ann_file=ann_file,
+            img_suffix=img_suffix,
+            seg_map_suffix=seg_map_suffix,
+            data_prefix=data_prefix,
+            **kwargs,
+        )
