@@ -1,0 +1,183 @@
+"""Checkpoints read safely and loaded whole.
+
+A checkpoint is a pickle, and a pickle can run code. torch's weights-only loading refuses that, but
+it also refuses mmengine's own checkpoints, which hold log histories in classes it does not know:
+OpenMMLab's mmengine then fails, OneDL's falls back to unsafe loading. Here those few classes are
+declared safe, and nothing else is ever loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from torch import Tensor, nn
+
+from ssnet_mm.errors import UserError
+
+_SHOWN_KEYS = 3  # of each kind of mismatch, so that the message stays one readable line
+
+
+def _history_method(owner: object, name: str) -> Any:
+    """Stand in for the ``getattr`` by which a pickled HistoryBuffer names its own statistics.
+
+    To declare the real one safe would hand every attribute of every loaded object to the file.
+    """
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(HistoryBuffer, name)
+    raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr of {name}')
+
+
+def _safe_globals() -> list[Any]:
+    """What mmengine's checkpoints hold beside tensors and plain Python values."""
+    reconstruct: Any = np.zeros(1).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    aliases = [
+        (function, f'numpy.{core}.multiarray.{name}')  # named so by numpy 1 and by numpy 2
+        for core in ('core', '_core')
+        for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))
+    ]
+    dtypes = {type(np.dtype(code)) for code in '?bhilqBHILQefdU'}
+    statistics = (_history_method, 'builtins.getattr')
+    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *aliases, statistics]
+
+
+def allow_history() -> None:
+    """Let torch's weights-only loading take mmengine's checkpoints, for the rest of the process.
+
+    For the loading that mmengine does itself; ``read_checkpoint`` needs no such lasting change.
+    """
+    # before torch 2.6 mmengine does not load weights-only, and names can't be stood in for
+    if hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint'):
+        torch.serialization.add_safe_globals(_safe_globals())
+
+
+def _history_allowed() -> AbstractContextManager[Any]:
+    if hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint'):  # torch >= 2.6
+        return torch.serialization.safe_globals(_safe_globals())
+    return nullcontext()
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without ever running code it may hold.
+
+    Returns:
+        The dict in the file; tensors are mapped from it, so looking at names and shapes is cheap.
+
+    Raises:
+        UserError: There is no such file, it is no checkpoint, it is cut short, or it asks for more
+            than data.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        what = 'is a folder, not a checkpoint' if os.path.isdir(path) else 'not found'
+        raise UserError(f'checkpoint {path} {what}; check the path')
+    try:
+        with _history_allowed():
+            checkpoint = torch.load(
+                path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except Exception as error:  # what torch raises on foreign bytes is not documented
+        refused = re.search(r'GLOBAL (\S+)|unrecognized function (.+)', str(error))
+        if refused:
+            raise UserError(
+                f'checkpoint {path} is refused: it asks for {refused[1] or refused[2]}, which no '
+                'checkpoint needs and which could run code; have it saved as weights only'
+            ) from error
+        denied = isinstance(error, PermissionError)
+        reason = 'no permission' if denied else 'cut short, or another kind of file'
+        raise UserError(f'{path} is not a readable checkpoint: {reason}') from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
+    return checkpoint
+
+
+def load_state_dict(
+    model: nn.Module, state_dict: Mapping[str, Any], source: str | os.PathLike[str]
+) -> None:
+    """Load weights into a model; every key must be there, be known and fit.
+
+    Args:
+        model: Wrappers (DDP's, test-time augmentation's) are looked through.
+        state_dict: Names to tensors; the ``module.`` that DDP puts before names is dropped.
+        source: Where the weights come from, for the message.
+
+    Raises:
+        UserError: The weights are not this model's. The model must not be used then.
+    """
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module  # type: ignore[assignment]
+    given = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+    own = model.state_dict()
+    misshapen = {
+        key: (tuple(given[key].shape), tuple(value.shape))
+        for key, value in own.items()
+        if isinstance(given.get(key), Tensor) and given[key].shape != value.shape
+    }
+    # load for real: some modules rename old keys as they load, so names alone would mislead
+    fitting = {key: value for key, value in given.items() if key not in misshapen}
+    try:
+        result = model.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:
+        raise UserError(f'{source} does not fit the model: {error}') from error
+    # batch counters came with torch 0.4.1; older weights are whole without them
+    missing = [
+        key
+        for key in result.missing_keys
+        if key not in misshapen and not key.endswith('num_batches_tracked')
+    ]
+    problems = [
+        _listed('missing', missing),
+        _listed('unexpected', result.unexpected_keys),
+        _listed('misshapen', [f'{k} ({a} instead of {b})' for k, (a, b) in misshapen.items()]),
+    ]
+    if any(problems):
+        message = '; '.join(filter(None, [*problems, _class_hint(model, misshapen)]))
+        raise UserError(f'{source} does not fit the model: {message}')
+
+
+def _listed(kind: str, keys: Iterable[str]) -> str:
+    keys = list(keys)
+    more = ', ...' if len(keys) > _SHOWN_KEYS else ''
+    return f'{len(keys)} {kind}: {", ".join(keys[:_SHOWN_KEYS])}{more}' if keys else ''
+
+
+def _class_hint(model: nn.Module, misshapen: Mapping[str, tuple[tuple[int, ...], ...]]) -> str:
+    """Say so where the score layers differ in nothing but the number of classes."""
+    classes = getattr(getattr(model, 'decode_head', None), 'out_channels', None)
+    for key, (theirs, ours) in misshapen.items():
+        if key.startswith('decode_head.') and ours[:1] == (classes,) and ours[1:] == theirs[1:]:
+            return f'it was trained for {theirs[0]} classes, the config says {classes}'
+    return ''
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint safely and load its weights strictly.
+
+    Returns:
+        The whole checkpoint, for its ``meta``.
+
+    Raises:
+        UserError: The file can't be read (``read_checkpoint``) or does not fit
+            (``load_state_dict``).
+    """
+    checkpoint = read_checkpoint(path)
+    load_state_dict(model, weights_of(checkpoint, path), path)
+    return checkpoint
+
+
+def weights_of(checkpoint: Mapping[str, Any], source: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """The state dict in a checkpoint, which may also be one itself; UserError if there is none."""
+    weights = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(weights, Mapping) or not any(isinstance(v, Tensor) for v in weights.values()):
+        raise UserError(f'{source} holds no weights')
+    return weights

@@ -1,0 +1,157 @@
+"""Checkpoints that hold plain data, are read safely, and are loaded whole."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from ssnet_mm.engine.checkpoint import allow_history, load_state_dict, read_checkpoint, weights_of
+from ssnet_mm.errors import UserError
+
+# What torch's weights-only loading takes as it is. Exact types: it knows no subclass of them.
+_PLAIN = (
+    type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device,
+)  # fmt: skip
+
+
+def to_plain(value: Any) -> Any:
+    """Turn a value into one that torch's weights-only loading takes without any allow-list.
+
+    Containers keep their kind where it is known to that loading; those with nothing to turn are
+    returned themselves, with what hangs on them (a state dict has ``_metadata``). An array becomes
+    a list, a HistoryBuffer a dict, and what has no plain form its ``str``.
+    """
+    if type(value) in _PLAIN or isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, HistoryBuffer):
+        log, count = value.data
+        return {
+            'log_history': torch.from_numpy(log),
+            'count_history': torch.from_numpy(count),
+            'max_length': value.max_length,
+        }
+    if isinstance(value, (np.ndarray, np.generic)):
+        return to_plain(value.tolist())
+    if isinstance(value, Mapping):
+        items = [(to_plain(k), to_plain(v)) for k, v in value.items()]
+        known = type(value) in (dict, OrderedDict)
+        pairs = zip(items, value.items(), strict=True)
+        same = all(k is a and v is b for (k, v), (a, b) in pairs)
+        return value if known and same else dict(items)
+    for sequence in (list, tuple):
+        if isinstance(value, sequence):
+            return sequence(to_plain(part) for part in value)
+    if isinstance(value, (set, frozenset)):
+        return {to_plain(part) for part in value}
+    if isinstance(value, (int, float)):
+        return int(value) if isinstance(value, int) else float(value)
+    return str.__str__(value) if isinstance(value, str) else str(value)
+
+
+def restore_history(checkpoint: dict[str, Any]) -> None:
+    """Turn the log histories of a plain checkpoint back into HistoryBuffers, in place."""
+    scalars = checkpoint.get('message_hub', {}).get('log_scalars', {})
+    for name, value in scalars.items():
+        if isinstance(value, Mapping):
+            scalars[name] = HistoryBuffer(
+                value['log_history'].cpu().numpy(),
+                value['count_history'].cpu().numpy(),
+                value['max_length'],
+            )
+
+
+@HOOKS.register_module()
+class PlainCheckpointHook(Hook):
+    """Keep checkpoints plain when they are written, and look at them before they are loaded.
+
+    What is written loads with ``torch.load(path, weights_only=True)`` anywhere. What is loaded, for
+    ``load_from``, ``resume`` or ``init_cfg=dict(type='Pretrained')``, was first read without
+    running code; resuming then works under torch >= 2.6 for checkpoints of other configs too.
+
+    Args:
+        strict: Whether loaded weights must fit the model key by key. mmengine only warns, and goes
+            on with whatever random weights are left.
+
+    Raises:
+        UserError: From the Runner's ``train``, ``val`` or ``test``, before any weight is loaded.
+    """
+
+    priority = 'LOWEST'  # after the hooks that add to a checkpoint
+
+    def __init__(self, strict: bool = True) -> None:
+        self.strict = strict
+
+    def before_run(self, runner: Runner) -> None:
+        source = checkpoint_to_load(runner._load_from, runner._resume, runner.work_dir)
+        if runner._resume:
+            runner._load_from = source  # mmengine would take a name as relative to where we are
+        for path in pretrained_weights(runner.cfg.get('model')):
+            read_checkpoint(path)
+        allow_history()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        for key, value in checkpoint.items():
+            checkpoint[key] = to_plain(value)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        restore_history(checkpoint)
+        # a field of old versions, which resuming would run as Python to compare numbers of GPUs
+        checkpoint.get('meta', {}).pop('config', None)
+        if self.strict:
+            source = runner._load_from or 'the checkpoint'
+            load_state_dict(runner.model, weights_of(checkpoint, source), source)
+
+
+def checkpoint_to_load(load_from: str | None, resume: bool, work_dir: str) -> str | None:
+    """Which checkpoint a Runner will load, read once to see that it may be.
+
+    Returns:
+        Its path, or None where the weights start fresh: also for ``resume`` in a work directory
+        that has none yet, so that a queue may start a job the same way every time.
+
+    Raises:
+        UserError: It is not there, not safe, not local, or has nothing to resume from.
+    """
+    if resume and load_from is None:
+        load_from = find_latest_checkpoint(work_dir)
+        if load_from is None:
+            return None
+        # the name is relative to where training was started
+        moved = os.path.join(work_dir, os.path.basename(load_from))
+        load_from = load_from if os.path.isfile(load_from) else moved
+    if load_from is None:
+        return None
+    if '://' in load_from:
+        raise UserError(
+            f'load_from={load_from} is not a local file; download it first: only what lies on this '
+            'machine is looked at before it is loaded'
+        )
+    checkpoint = read_checkpoint(load_from)
+    lacking = {'meta', 'state_dict', 'message_hub', 'optimizer'} - set(checkpoint)
+    if resume and lacking:
+        raise UserError(
+            f'{load_from} has no {", ".join(sorted(lacking))} to resume from; to start from its '
+            'weights alone use --cfg-options load_from=... without --resume'
+        )
+    return load_from
+
+
+def pretrained_weights(model: Any) -> Iterator[str]:
+    """The local files named by ``init_cfg=dict(type='Pretrained', checkpoint=...)`` in a config."""
+    if isinstance(model, Mapping):
+        checkpoint = model.get('checkpoint')
+        if model.get('type') == 'Pretrained' and checkpoint and '://' not in checkpoint:
+            yield os.path.expanduser(checkpoint)
+        model = list(model.values())
+    if isinstance(model, (list, tuple)):
+        for part in model:
+            yield from pretrained_weights(part)

@@ -1,0 +1,177 @@
+"""What tools/train.py and tools/test.py share: from a config file and flags to a running Runner."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.runner import Runner
+from mmseg.registry import RUNNERS
+
+from ssnet_mm.engine.hooks import PlainCheckpointHook
+from ssnet_mm.engine.preflight import config_errors, describe, preflight, single_datasets
+from ssnet_mm.errors import UserError
+
+
+class CfgOptions(DictAction):
+    """``--cfg-options key=value ...``; a malformed pair is a usage error, not a traceback."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError) as error:
+            raise argparse.ArgumentError(self, f'expected key=value pairs, got {values}') from error
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add CONFIG and --cfg-options."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        metavar='KEY=VALUE',
+        help='override settings of the config, as in train_dataloader.batch_size=8 or '
+        'key="[(1,2),(3,4)]" (quoted, without spaces)',
+    )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --work-dir, --launcher and --local_rank."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], help='who starts the processes'
+    )
+    # torch.distributed.launch writes it either way, torchrun sets the environment instead
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file and merge ``--cfg-options`` into it.
+
+    Raises:
+        UserError: The file is missing or fails, or an option contradicts its structure.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f'config {path} not found; check the path')
+    with config_errors(f'config {path}'):
+        cfg = Config.fromfile(path)
+    with config_errors(f'--cfg-options on {path}'):
+        cfg.merge_from_dict(dict(options or {}))
+    if 'model' not in cfg:
+        raise UserError(f'config {path} has no model; is it one of the parts in _base_?')
+    return cfg
+
+
+def apply_run_arguments(cfg: Config, args: argparse.Namespace) -> None:
+    """Put --work-dir and --launcher into the config; an absent flag leaves the config's value."""
+    # precedence: --work-dir, then the config's work_dir, then ./work_dirs/<name of the config>
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        name = os.path.splitext(os.path.basename(args.config))[0]
+        cfg.work_dir = os.path.join('./work_dirs', name)
+    cfg.launcher = args.launcher or cfg.get('launcher', 'none')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+
+
+def use_amp(cfg: Config) -> None:
+    """Train in mixed precision: OptimWrapper becomes AmpOptimWrapper."""
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind == 'OptimWrapper':
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    elif kind != 'AmpOptimWrapper':
+        raise UserError(f'--amp takes an optim_wrapper of type OptimWrapper, the config has {kind}')
+
+
+def use_tta(cfg: Config) -> None:
+    """Test with the config's augmentations (``tta_pipeline``) around the model (``tta_model``)."""
+    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+        raise UserError(f'--tta needs tta_model and tta_pipeline, {cfg.filename} lacks them')
+    for _, dataset in single_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset'):
+        dataset['pipeline'] = cfg.tta_pipeline
+    cfg.model = dict(cfg.tta_model, module=cfg.model)
+
+
+def write_predictions(cfg: Config, folder: str) -> None:
+    """Have the metrics write an index PNG per image, for evaluation elsewhere."""
+    evaluators = cfg.test_evaluator
+    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+        evaluator['output_dir'] = folder
+        evaluator['keep_results'] = True  # or CityscapesMetric removes them again
+
+
+def paint_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    """Have the visualization hook show predictions in a window, or write them to a folder."""
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise UserError(
+            f'--show and --show-dir need default_hooks.visualization, {cfg.filename} lacks it; add '
+            "visualization=dict(type='SegVisualizationHook')"
+        )
+    hook['draw'] = True
+    if show:
+        hook['show'] = True
+        hook['wait_time'] = wait_time
+    if show_dir is not None:
+        cfg.visualizer['save_dir'] = show_dir
+
+
+def run(cfg: Config, mode: str) -> None:
+    """Check a config, build its Runner, and train or test.
+
+    Args:
+        cfg: With ``work_dir`` and ``launcher`` set.
+        mode: 'train' or 'test'.
+
+    Raises:
+        UserError: From ``preflight``, or a mistake in the config that only building shows.
+    """
+    preflight(cfg, mode)
+    if cfg.launcher == 'pytorch' and get_device() == 'cpu':
+        _join_cpu_processes(cfg)
+    with config_errors(f'config {cfg.filename}'):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if not any(isinstance(hook, PlainCheckpointHook) for hook in runner.hooks):
+        runner.register_hook(PlainCheckpointHook())  # no unsafe or partial loading in our tools
+    try:
+        runner.train() if mode == 'train' else runner.test()
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            'out of GPU memory; lower the batch_size of the data loader or crop_size, or use --amp'
+        ) from error
+    except (KeyError, TypeError) as error:  # loops, metrics and optimizers are built only here
+        if re.search(r'is not in the \S+ registry|__init__\(\) (got|missing)', str(error)):
+            raise UserError(f'config {cfg.filename}: {describe(error)}') from error
+        raise
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _join_cpu_processes(cfg: Config) -> None:
+    """Do on CPU what mmengine does with several GPUs; it would bind each process to a CUDA device.
+
+    ``preflight`` has seen to it that the backend is gloo.
+    """
+    torch.distributed.init_process_group('gloo')
+    wrapper = cfg.get('model_wrapper_cfg') or dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+    cfg.sync_bn = None  # SyncBN runs on GPUs only

@@ -1,0 +1,168 @@
+import collections
+import enum
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+
+from ssnet_mm.engine.hooks import (
+    PlainCheckpointHook,
+    checkpoint_to_load,
+    restore_history,
+    to_plain,
+)
+from ssnet_mm.errors import UserError
+
+Point = collections.namedtuple('Point', 'x y')
+Level = enum.IntEnum('Level', 'LOW HIGH')
+Name = enum.Enum('Name', {'A': 'a'}, type=str)
+
+
+@pytest.mark.parametrize(
+    ('value', 'plain'),
+    [
+        (np.float64(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.array([[1, 2]]), [[1, 2]]),
+        (np.array(['a']), ['a']),
+        (Point(1, np.float32(2)), (1, 2.0)),
+        (Level.HIGH, 2),
+        (Name.A, 'a'),
+        (pathlib.PurePosixPath('a/b'), 'a/b'),
+        ({np.int64(1): frozenset([np.int64(2)])}, {1: {2}}),
+        (collections.defaultdict(list, a=[np.int8(1)]), {'a': [1]}),
+        (Config(dict(a=dict(b=1)))._cfg_dict, {'a': {'b': 1}}),
+        ((None, True, 1, 1.5, 'a', b'a', 1j), (None, True, 1, 1.5, 'a', b'a', 1j)),
+    ],
+)
+def test_values_become_plain(tmp_path, value, plain):
+    torch.save({'value': to_plain(value)}, tmp_path / 'a.pth')
+    read = torch.load(tmp_path / 'a.pth', weights_only=True)['value']
+    assert read == plain
+    assert type(read) is type(plain)
+
+
+def test_a_state_dict_is_left_as_it_is():
+    weights = torch.nn.BatchNorm2d(2).state_dict()
+    assert to_plain(weights) is weights
+    assert weights._metadata[''] == {'version': 2}
+
+
+def test_histories_return():
+    history = HistoryBuffer([1.0, 2.0], [1, 2], max_length=5)
+    checkpoint = {'message_hub': {'log_scalars': {'loss': to_plain(history), 'kept': history}}}
+    restore_history(checkpoint)
+    scalars = checkpoint['message_hub']['log_scalars']
+    assert scalars['kept'] is history
+    assert scalars['loss'].max_length == 5
+    assert [a.tolist() for a in scalars['loss'].data] == [[1.0, 2.0], [1, 2]]
+
+
+def build(config, work_dir, **changes):
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict({'work_dir': str(work_dir), **changes})
+    return Runner.from_cfg(cfg)
+
+
+# no randomness in a sample, so that a resumed run can equal one that was not interrupted
+STEADY = """
+train_dataloader['dataset']['pipeline'] = test_pipeline
+model['backbone']['dropout_ratio'] = 0.0
+model['data_preprocessor']['size'] = (37, 45)
+"""
+
+
+@pytest.mark.parametrize('plain', [True, False])
+def test_resumed_training_equals_uninterrupted_training(tiny_config, tmp_path, plain):
+    changes = STEADY if plain else STEADY + 'custom_hooks = []'
+    whole = build(tiny_config(changes), tmp_path / 'whole', **{'train_cfg.max_iters': 4})
+    whole.train()
+
+    build(tiny_config(changes), tmp_path / 'parts').train()
+    file = tmp_path / 'parts' / 'iter_2.pth'
+    stored = torch.load(file, weights_only=plain)  # the stock one needs unsafe loading
+    assert isinstance(stored['message_hub']['log_scalars']['train/loss'], dict) is plain
+    assert stored['optimizer']['state'][0]['momentum_buffer'].abs().sum() > 0
+    # a moved work directory, although `last_checkpoint` names the file by its old path
+    os.rename(tmp_path / 'parts', tmp_path / 'moved')
+
+    resumed = build(tiny_config(STEADY), tmp_path / 'moved', resume=True)
+    resumed.cfg.train_cfg.max_iters = resumed._train_loop['max_iters'] = 4
+    resumed.train()
+    assert resumed.iter == 4
+    for key, value in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[key], value, msg=key)
+    history = resumed.message_hub.get_scalar('train/loss').data[0]
+    np.testing.assert_allclose(history, whole.message_hub.get_scalar('train/loss').data[0])
+    assert len(history) == 4
+
+
+def test_nothing_to_resume_starts_fresh(tmp_path):
+    assert checkpoint_to_load(None, True, str(tmp_path)) is None
+
+
+class Hostile:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize('way', ['load_from', 'resume', 'pretrained'])
+def test_a_runner_never_runs_code_from_a_checkpoint(tiny_config, tmp_path, way):
+    marker, path = tmp_path / 'marker', tmp_path / 'hostile.pth'
+    torch.save({'state_dict': {}, 'x': Hostile(f'touch {marker}')}, path)
+    changes = {
+        'load_from': {'load_from': str(path)},
+        'resume': {'load_from': str(path), 'resume': True},
+        'pretrained': {
+            'model.backbone.init_cfg': dict(type='Pretrained', checkpoint=str(path)),
+        },
+    }[way]
+    runner = build(tiny_config(), tmp_path / 'work', **changes)
+    with pytest.raises(UserError, match='hostile.pth is refused: it asks for'):
+        runner.train()
+    assert not marker.exists()
+
+
+def test_resuming_runs_no_config_stored_in_a_checkpoint(tiny_config, tmp_path):
+    build(tiny_config(), tmp_path / 'work').train()
+    path, marker = tmp_path / 'work' / 'iter_2.pth', tmp_path / 'marker'
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint['meta']['config'] = f'open({str(marker)!r}, "w")'
+    torch.save(checkpoint, path)
+    build(tiny_config(), tmp_path / 'work', resume=True).train()
+    assert not marker.exists()
+
+
+def test_what_can_not_be_loaded_is_said(tmp_path):
+    torch.save({'state_dict': {'w': torch.ones(1)}}, tmp_path / 'weights.pth')
+    weights = str(tmp_path / 'weights.pth')
+    for path, resume, message in (
+        ('https://example.org/a.pth', False, 'a.pth is not a local file; download it'),
+        (weights, True, 'has no message_hub, meta, optimizer to resume'),
+        (str(tmp_path / 'none.pth'), False, 'none.pth not found'),
+    ):
+        with pytest.raises(UserError, match=message):
+            checkpoint_to_load(path, resume, str(tmp_path))
+
+
+def test_weights_must_fit_unless_told_otherwise(tiny_config, tmp_path):
+    torch.save({'state_dict': {'decode_head.scores.0.bias': torch.ones(3)}}, tmp_path / 'a.pth')
+    for strict in (True, False):
+        runner = build(tiny_config(), tmp_path / 'work', load_from=str(tmp_path / 'a.pth'))
+        hook = next(h for h in runner.hooks if isinstance(h, PlainCheckpointHook))
+        hook.strict = strict
+        if strict:
+            with pytest.raises(UserError, match='a.pth does not fit the model: .* missing: '):
+                runner.test()
+        else:
+            runner.test()
+            assert runner.model.state_dict()['decode_head.scores.0.bias'].tolist() == [1, 1, 1]

@@ -1,0 +1,207 @@
+import argparse
+import os
+
+import pytest
+import torch
+from mmengine.device import get_device
+
+from ssnet_mm.engine import launch, preflight
+from ssnet_mm.errors import UserError
+
+ON_CPU = get_device() == 'cpu'
+
+
+def flags(**changes):
+    values = dict(config='a/name.py', work_dir=None, launcher=None, local_rank=0)
+    return argparse.Namespace(**{**values, **changes})
+
+
+def load(config, **changes):
+    cfg = launch.load_config(config, changes)
+    launch.apply_run_arguments(cfg, flags(config=config))
+    return cfg
+
+
+def test_a_config_that_can_not_be_read_is_named(tmp_path):
+    for name, text, message in (
+        ('none.py', None, 'config .*none.py not found'),
+        ('syntax.py', 'model = dict(', 'config .*syntax.py: '),
+        ('import.py', "custom_imports = dict(imports=['no_such'])\nmodel = dict()", 'no_such'),
+        ('base.py', "_base_ = './no_such.py'", 'config .*base.py: .*no_such.py'),
+        ('part.py', 'a = 1', 'part.py has no model; is it one of the parts'),
+        ('text.txt', 'a = 1', 'config .*text.txt: '),
+    ):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=message):
+            launch.load_config(str(tmp_path / name))
+
+
+def test_options_override_the_config(tiny_config):
+    cfg = launch.load_config(tiny_config(), {'train_cfg.max_iters': 7, 'new.key': 'x'})
+    assert cfg.train_cfg.max_iters == 7 and cfg.new.key == 'x'
+    with pytest.raises(UserError, match='--cfg-options on .*: '):
+        launch.load_config(tiny_config(), {'custom_hooks.5.type': 'x'})
+
+
+def test_a_malformed_option_is_a_usage_error(capsys):
+    parser = argparse.ArgumentParser(prog='tool')
+    launch.add_config_arguments(parser)
+    options = parser.parse_args(['c.py', '--cfg-options', 'a.b=1', 'c=[(1,2)]']).cfg_options
+    assert options == {'a.b': 1, 'c': [(1, 2)]}
+    with pytest.raises(SystemExit, match='2'):
+        parser.parse_args(['c.py', '--cfg-options', 'a.b'])
+    assert 'tool: error: argument --cfg-options: expected key=value' in capsys.readouterr().err
+
+
+def test_work_dir_is_the_flags_then_the_configs_then_the_name(tiny_config):
+    cfg = launch.load_config(tiny_config())
+    launch.apply_run_arguments(cfg, flags())
+    assert cfg.work_dir == './work_dirs/name' and cfg.launcher == 'none'
+    cfg = launch.load_config(tiny_config("work_dir = 'mine'\nlauncher = 'slurm'\n"))
+    launch.apply_run_arguments(cfg, flags())
+    assert cfg.work_dir == 'mine' and cfg.launcher == 'slurm'
+    launch.apply_run_arguments(cfg, flags(work_dir='flag', launcher='none'))
+    assert cfg.work_dir == 'flag' and cfg.launcher == 'none'
+
+
+def test_amp_changes_the_wrapper_and_keeps_its_settings(tiny_config):
+    cfg = launch.load_config(tiny_config("optim_wrapper['accumulative_counts'] = 2"))
+    launch.use_amp(cfg)
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.loss_scale == 'dynamic'
+    assert cfg.optim_wrapper.accumulative_counts == 2
+    cfg.optim_wrapper.loss_scale = 512.0
+    launch.use_amp(cfg)
+    assert cfg.optim_wrapper.loss_scale == 512.0
+    cfg.optim_wrapper.type = 'ApexOptimWrapper'
+    with pytest.raises(UserError, match='of type OptimWrapper, the config has ApexOptimWrapper'):
+        launch.use_amp(cfg)
+
+
+def test_tta_reaches_wrapped_data_sets(tiny_config):
+    cfg = launch.load_config(tiny_config())
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[cfg.dataset, cfg.dataset])
+    launch.use_tta(cfg)
+    assert [d.pipeline for d in cfg.test_dataloader.dataset.datasets] == [cfg.tta_pipeline] * 2
+    assert cfg.model.type == 'SegTTAModel' and cfg.model.module.type == 'EncoderDecoder'
+    with pytest.raises(UserError, match='--tta needs tta_model and tta_pipeline'):
+        launch.use_tta(launch.load_config(tiny_config('tta_model = None')))
+
+
+def test_predictions_are_asked_of_every_metric(tiny_config):
+    cfg = launch.load_config(tiny_config('test_evaluator = [dict(test_evaluator)] * 2'))
+    launch.write_predictions(cfg, 'out')
+    assert [metric.output_dir for metric in cfg.test_evaluator] == ['out', 'out']
+
+
+def test_painting_needs_the_visualization_hook(tiny_config):
+    cfg = launch.load_config(tiny_config())
+    launch.paint_predictions(cfg, show=True, show_dir='painted', wait_time=3)
+    hook = cfg.default_hooks.visualization
+    assert (hook.draw, hook.show, hook.wait_time) == (True, True, 3)
+    assert cfg.visualizer.save_dir == 'painted'
+    del cfg.default_hooks['visualization']
+    with pytest.raises(UserError, match='need default_hooks.visualization'):
+        launch.paint_predictions(cfg, show=False, show_dir='painted', wait_time=3)
+
+
+def test_a_sound_config_passes(tiny_config):
+    for mode in ('train', 'test'):
+        preflight.preflight(load(tiny_config()), mode)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'train_dataloader.dataset.data_root': 'no/where'},
+         r'no folder no/where \(train_dataloader.dataset, data_root\); put it there, or point to '
+         'it with --cfg-options train_dataloader.dataset.data_root=DIR'),
+        ({'val_dataloader.dataset.data_root': 'data/miniature_'}, 'with tools/make_miniature.py'),
+        ({'train_dataloader.dataset.data_prefix.seg_map_path': 'nomasks'},
+         r'no folder .*nomasks \(train_dataloader.dataset, seg_map_path\)'),
+        ({'train_dataloader.dataset.ann_file': 'none.txt'}, 'no .*none.txt .*, ann_file'),
+        ({'train_dataloader.dataset.ann_file': 'empty.txt'}, 'is empty: .*empty.txt'),
+        ({'train_dataloader.dataset.ann_file': 'empty.txt',
+          'train_dataloader.dataset.serialize_data': True}, 'is empty: .*empty.txt'),
+        ({'train_dataloader.dataset.img_suffix': '.tif'}, '0.tif not found, the first img_path'),
+        ({'train_dataloader.dataset.seg_map_suffix': '.x'}, '0.x not found, the first seg_map'),
+        ({'train_dataloader.dataset.ann_file': 'broken.txt'},
+         'train_dataloader.dataset: its first sample, .*broken.jpg, does not load: '),
+        ({'train_dataloader.dataset.type': 'NoSuch'}, 'NoSuch is not in the'),
+        ({'train_dataloader': None}, 'has no train_dataloader, which training needs'),
+        ({'model.decode_head.num_classes': 2}, 'has 3 classes, the model 2; set'),
+        ({'model.backbone.type': 'VGG17'}, 'the model of .*: KeyError: VGG17 is not in the'),
+        ({'model.backbone.no_such': 1}, 'the model of .*: TypeError: .*no_such'),
+        ({'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='none.pth')},
+         'checkpoint none.pth not found'),
+        ({'load_from': 'none.pth'}, 'checkpoint none.pth not found'),
+        ({'train_dataloader.batch_size': 0}, 'train_dataloader.batch_size must be positive .* 0$'),
+        ({'train_dataloader.batch_size': 'x'}, "batch_size must be positive and whole, got 'x'"),
+        ({'train_cfg.max_iters': -1}, 'train_cfg.max_iters must be'),
+        ({'model.data_preprocessor.size': (32, 0)}, r'data_preprocessor.size must .*\(32, 0\)'),
+        ({'train_pipeline.2.crop_size': (1.5, 2)}, r'train_pipeline.2.crop_size must be'),
+        ({'launcher': 'pytorch'}, 'to be started by it .RANK is not set.; use .*dist_train.sh'),
+        ({'launcher': 'slurm'}, 'use tools/slurm_train.sh'),
+    ],
+)  # fmt: skip
+def test_what_would_fail_is_said_before(tiny_config, tiny_data, monkeypatch, changes, message):
+    for name in ('RANK', 'SLURM_PROCID'):
+        monkeypatch.delenv(name, raising=False)
+    (tiny_data / 'empty.txt').touch()
+    (tiny_data / 'broken.txt').write_text('broken\n')
+    (tiny_data / 'JPEGImages' / 'broken.jpg').write_text('no image')
+    (tiny_data / 'SegmentationClass' / 'broken.png').write_text('no image')
+    with pytest.raises(UserError, match=message):
+        preflight.preflight(load(tiny_config(), **changes), 'train')
+
+
+def test_data_sets_inside_wrappers_are_found():
+    inner = [dict(type='A'), dict(type='RepeatDataset', times=2, dataset=dict(type='B'))]
+    found = preflight.single_datasets(dict(type='ConcatDataset', datasets=inner), 'loader.dataset')
+    assert [(where, dataset['type']) for where, dataset in found] == [
+        ('loader.dataset.datasets.0', 'A'),
+        ('loader.dataset.datasets.1.dataset', 'B'),
+    ]
+
+
+@pytest.mark.skipif(not ON_CPU, reason='needs a machine without an accelerator')
+def test_cuda_where_there_is_none(tiny_config, monkeypatch):
+    cfg = load(tiny_config())
+    launch.use_amp(cfg)
+    preflight.check_device(cfg, 'test')
+    with pytest.raises(UserError, match='mixed precision .* needs CUDA, and torch finds none'):
+        preflight.check_device(cfg, 'train')
+    monkeypatch.setenv('RANK', '0')
+    cfg = load(tiny_config(), launcher='pytorch')
+    preflight.check_device(cfg, 'train')  # gloo
+    cfg.env_cfg.dist_cfg.backend = 'nccl'
+    with pytest.raises(UserError, match='backend nccl needs CUDA.*env_cfg.dist_cfg.backend=gloo'):
+        preflight.check_device(cfg, 'train')
+
+
+def test_more_processes_than_gpus(tiny_config, monkeypatch):
+    monkeypatch.setattr(preflight, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setenv('RANK', '2')
+    cfg = load(tiny_config(), launcher='pytorch')
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    preflight.check_device(cfg, 'train')
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    with pytest.raises(UserError, match='more processes than GPUs: torch finds 2'):
+        preflight.check_device(cfg, 'train')
+
+
+def test_a_mistake_that_only_running_shows_is_one_line(tiny_config, tmp_path):
+    cfg = load(tiny_config(), **{'work_dir': str(tmp_path / 'w'), 'val_evaluator.type': 'NoSuch'})
+    with pytest.raises(UserError, match='config .*: KeyError: NoSuch is not in the'):
+        launch.run(cfg, 'train')
+
+
+def test_our_tools_load_strictly_whatever_the_hooks_of_a_config(tiny_config, tmp_path, monkeypatch):
+    cfg = load(tiny_config('custom_hooks = []'), work_dir=str(tmp_path / 'w'))
+    seen = []
+    monkeypatch.setattr('mmengine.runner.Runner.test', lambda self: seen.extend(self.hooks))
+    launch.run(cfg, 'test')
+    assert 'PlainCheckpointHook' in [type(hook).__name__ for hook in seen]
+    assert os.environ['LOCAL_RANK'] == '0'

@@ -1,0 +1,49 @@
+"""Test (and evaluate) a segmentor."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ssnet_mm.engine import launch
+from ssnet_mm.errors import exit_on_user_error
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    launch.add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file; every weight must fit the model')
+    launch.add_run_arguments(parser)
+    parser.add_argument('--out', metavar='DIR', help='write an index PNG per image')
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument(
+        '--show-dir', metavar='DIR', help='write painted predictions to DIR/vis_data/vis_image'
+    )
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds that --show waits (default: 2)'
+    )
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    return parser.parse_args(argv)
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Test; exit code 2 and one line where the input is at fault."""
+    args = parse_args(argv)
+    # precedence: flags, then --cfg-options, then the config
+    cfg = launch.load_config(args.config, args.cfg_options)
+    launch.apply_run_arguments(cfg, args)
+    cfg.load_from = args.checkpoint
+    cfg.resume = False  # a config that resumes its training is tested like any other
+    if args.show or args.show_dir:
+        launch.paint_predictions(cfg, args.show, args.show_dir, args.wait_time)
+    if args.tta:
+        launch.use_tta(cfg)
+    if args.out is not None:
+        launch.write_predictions(cfg, args.out)
+    launch.run(cfg, 'test')
+
+
+if __name__ == '__main__':
+    main()
