@@ -10,7 +10,8 @@ PY_OPENMMLAB := .venv-openmmlab/bin/python
 ENV := .venv/.complete
 ENV_OPENMMLAB := .venv-openmmlab/.complete
 
-# A wheel does not say which torch it was compiled against: the folder's name does.
+# A wheel does not say which torch it was compiled against: the folder's name does. pip's cache
+# does not ask either, so it is left out where mmcv is compiled.
 WHEELS := wheels/torch-$(shell sed -n 's/^torch==//p' requirements/openmmlab-build.txt)
 CORES = $(shell getconf _NPROCESSORS_ONLN)
 
@@ -36,7 +37,8 @@ demo: $(ENV) ## draw a small data set, train FastFCN8 on it, test it, leave a pi
 	$(PY) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --work-dir $(DEMO)/test
 	$(PY) tools/show_predictions.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --out $(DEMO)/demo.png --num 6
 	@echo
-	@echo "mIoU of FastFCN8 on the miniature's validation set: $$(sed -n 's/.*"mIoU": \([0-9.]*\).*/\1/p' $(DEMO)/test/*/*.json | tail -n 1)"
+	@sed -n 's/.*"mIoU": \([0-9.]*\).*/\1/p' $(DEMO)/test/*/*.json | \
+		awk '{printf "mIoU of FastFCN8 on the validation images of the miniature: %.1f %%\n", $$1}'
 	@echo 'image, truth and prediction side by side: $(DEMO)/demo.png'
 
 test: $(ENV) ## run the tests
@@ -93,7 +95,7 @@ $(ENV_OPENMMLAB): requirements/openmmlab-build.txt requirements/openmmlab.txt se
 	$(call make_venv,.venv-openmmlab)
 	$(PY_OPENMMLAB) -m pip install -r requirements/openmmlab-build.txt
 	@ls $(WHEELS)/mmcv-*.whl >/dev/null 2>&1 || echo 'Compiling mmcv: about 13 minutes on two cores.'
-	MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=$(CORES) $(PY_OPENMMLAB) -m pip wheel --no-deps --no-build-isolation \
-		--find-links $(WHEELS) --wheel-dir $(WHEELS) mmcv==2.1.0
+	MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=$(CORES) $(PY_OPENMMLAB) -m pip wheel --no-cache-dir --no-deps \
+		--no-build-isolation --find-links $(WHEELS) --wheel-dir $(WHEELS) mmcv==2.1.0
 	$(PY_OPENMMLAB) -m pip install --find-links $(WHEELS) -r requirements/openmmlab.txt
 	$(call finish,.venv-openmmlab)

@@ -43,7 +43,7 @@ def read_version() -> str:
     return namespace['__version__']
 
 
-test = ['pytest>=7']
+test = ['pytest>=7', 'seaborn']  # mmseg's analyze_logs.py needs seaborn
 
 setup(
     name='ssnet_mm',

@@ -14,12 +14,12 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from mmengine.utils import import_modules_from_strings
-from torch import nn
-
-import ssnet_mm  # noqa: F401  (registers what the configs name)
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from torch import nn
+
+import ssnet_mm  # noqa: F401  (registers what the configs name)
 from ssnet_mm.layers import SeparableConv2d
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -234,9 +234,7 @@ MIXES = {
     ),
     'FCN8_OHEM': net(
         VGG16_FCN8,
-        fcn8_head(
-            [16, 32, 8], sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=1000)
-        ),
+        fcn8_head([16, 32, 8], sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=1000)),
     ),
     'FCN8_class_weight': net(
         VGG16_FCN8,
@@ -346,7 +344,6 @@ def test_mix_trains_and_predicts(name):
     check_prediction(model, PREDICT_SIZES.get(name, PREDICT_SIZE))
 
 
-@pytest.mark.parametrize('scope', ['mmseg', 'mmpretrain'])
 @pytest.mark.parametrize(
     'name',
     [
@@ -355,16 +352,10 @@ def test_mix_trains_and_predicts(name):
         'mmpretrain.MobileNetV3-FCN8Head',
     ],
 )
-def test_mix_builds_under_a_default_scope_as_without_one(name, scope):
-    if scope == 'mmpretrain':
-        pytest.importorskip('mmpretrain')
-    cfg = deepcopy(MIXES[name])
-    without = build(cfg).state_dict()
-    for part in ('backbone', 'decode_head'):  # mmpretrain has parts of the same names
-        if '.' not in cfg[part]['type']:
-            cfg[part]['type'] = f'mmseg.{cfg[part]["type"]}'
-    with DefaultScope.overwrite_default_scope(scope):
-        model = build(cfg)
+def test_mix_is_the_same_under_the_default_scope_of_mmseg(name):
+    without = build(MIXES[name]).state_dict()
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = build(MIXES[name])
         check_train_step(model, TRAIN_SIZE)
         check_prediction(model, PREDICT_SIZE)
 
@@ -470,12 +461,13 @@ def test_fusing_by_mmcv_keeps_the_logits(conv_cfg):
 SNIPPETS = re.findall(r'```python\n(_base_.*?)```', DOCUMENT.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize('snippet', SNIPPETS, ids=re.compile(r"type='(\w+)'").search)
+@pytest.mark.parametrize('snippet', SNIPPETS, ids=['backbone', 'head', 'layer'])
 def test_snippet_of_the_document_is_a_whole_config(snippet, tmp_path):
     path = tmp_path / 'config.py'
-    path.write_text(snippet.replace('./', f'{ROOT.as_posix()}/configs/'))
+    path.write_text(snippet.replace("_base_ = '.", f"_base_ = '{ROOT.as_posix()}/configs"))
     cfg = Config.fromfile(path)
-    with torch.device('meta'):  # full width: shapes only
+    scope = DefaultScope.overwrite_default_scope(cfg.default_scope)  # as the Runner does
+    with scope, torch.device('meta'):  # at full width: shapes only
         model = MODELS.build(cfg.model)
         logits = model(torch.empty(2, 3, *PREDICT_SIZE), mode='tensor')
 

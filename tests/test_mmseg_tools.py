@@ -68,9 +68,7 @@ def test_train(run):
 def test_train_resumes(run):
     options = ('--cfg-options', 'train_cfg.max_iters=5', 'default_hooks.checkpoint.interval=1')
     run_tool('train.py', 'config.py', '--work-dir', 'work', '--resume', *options)
-    first, second = (
-        torch.load(run / f'work/iter_{n}.pth', weights_only=True) for n in (4, 5)
-    )
+    first, second = (torch.load(run / f'work/iter_{n}.pth', weights_only=True) for n in (4, 5))
     step = {n: c['optimizer']['state'][0]['step'].item() for n, c in ((4, first), (5, second))}
     assert step == {4: 4, 5: 5}
 

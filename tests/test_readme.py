@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmseg.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
+DOCS = sorted(ROOT.glob('docs/*.md'))
 
 
 def python_blocks(document: str) -> list[str]:
@@ -52,7 +53,9 @@ def test_the_config_for_own_data_is_whole(tmp_path):
     assert cfg.val_dataloader.dataset.ann_file == 'val.txt'
 
 
-@pytest.mark.parametrize('document', ['README.md', *(f'docs/{p.name}' for p in ROOT.glob('docs/*.md'))])
+@pytest.mark.parametrize(
+    'document', ['README.md', *(f'docs/{p.name}' for p in ROOT.glob('docs/*.md'))]
+)
 def test_files_that_a_document_names_are_there(document):
     text = (ROOT / document).read_text()
     links = re.findall(r'\]\((?!http)([^)#]+)\)', text)

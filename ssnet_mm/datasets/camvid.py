@@ -5,6 +5,8 @@ high-definition ground truth database", Pattern Recognition Letters 30 (2009). T
 classes, and their colours below, are SegNet's: https://arxiv.org/abs/1511.00561.
 """
 
+from typing import Any
+
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
@@ -68,7 +70,7 @@ class CamVidDataset(BaseSegDataset):
         img_suffix: str = '.jpg',
         seg_map_suffix: str = '.png',
         data_prefix: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if data_prefix is None:
             data_prefix = dict(img_path='JPEGImages', seg_map_path='SegmentationClass')

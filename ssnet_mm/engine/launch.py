@@ -123,6 +123,7 @@ def paint_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: 
             "visualization=dict(type='SegVisualizationHook')"
         )
     hook['draw'] = True
+    hook['interval'] = 1  # every image on both stacks; OpenMMLab's draws one batch in 50 otherwise
     if show:
         hook['show'] = True
         hook['wait_time'] = wait_time
@@ -157,9 +158,8 @@ def run(cfg: Config, mode: str) -> None:
         if re.search(r'is not in the \S+ registry|__init__\(\) (got|missing)', str(error)):
             raise UserError(f'config {cfg.filename}: {describe(error)}') from error
         raise
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _join_cpu_processes(cfg: Config) -> None:

@@ -83,7 +83,7 @@ def check_device(cfg: Config, mode: str) -> None:
     starts = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
     if launcher == 'none':
         return
-    if starts[launcher] not in os.environ:
+    if launcher in starts and starts[launcher] not in os.environ:
         raise UserError(
             f'--launcher {launcher} expects to be started by it ({starts[launcher]} is not set); '
             f'use tools/{"slurm" if launcher == "slurm" else "dist"}_{mode}.sh'
@@ -131,6 +131,11 @@ def single_datasets(dataset: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 def check_data(cfg: Config, loader: str, num_classes: int | None) -> None:
     """Are the data sets of a data loader there, does the first sample load, do classes suffice?"""
+    if cfg[loader].get('persistent_workers') and not cfg[loader].get('num_workers'):
+        raise UserError(
+            f'{loader}: persistent_workers need num_workers above 0; without workers set '
+            f'{loader}.persistent_workers=False'
+        )
     with config_errors(f'{loader} of {cfg.filename}'):
         datasets = list(single_datasets(cfg[loader]['dataset'], f'{loader}.dataset'))
     for where, dataset in datasets:

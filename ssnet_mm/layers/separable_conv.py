@@ -8,6 +8,8 @@ Source: F. Chollet, "Xception: Deep Learning with Depthwise Separable Convolutio
 https://arxiv.org/abs/1610.02357.
 """
 
+from typing import Literal
+
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -66,13 +68,15 @@ class SeparableConv2d(nn.Module):
         dilation: _size_2_t = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = 'zeros',
+        padding_mode: Literal['zeros', 'reflect', 'replicate', 'circular'] = 'zeros',
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if groups != 1:
-            raise ValueError(f'SeparableConv2d is grouped by channel already: groups must be 1, got {groups}')
+            raise ValueError(
+                f'SeparableConv2d is grouped by channel already: groups must be 1, got {groups}'
+            )
         self.depthwise = nn.Conv2d(
             in_channels,
             in_channels,

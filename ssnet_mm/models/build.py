@@ -4,7 +4,6 @@ from typing import Literal
 
 from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
-
 from mmseg.registry import MODELS
 
 from .backbones.vgg16 import FC_INDEX, KERAS_BN, STAGES

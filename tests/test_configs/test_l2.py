@@ -50,6 +50,9 @@ def _load(name):
     )
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).double().train()
+    with torch.no_grad():  # no bias stays zero, where decay would not show
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
     return cfg, model, build_optim_wrapper(model, cfg.optim_wrapper)
 
 

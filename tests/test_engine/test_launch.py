@@ -138,6 +138,7 @@ def test_a_sound_config_passes(tiny_config):
         ({'load_from': 'none.pth'}, 'checkpoint none.pth not found'),
         ({'train_dataloader.batch_size': 0}, 'train_dataloader.batch_size must be positive .* 0$'),
         ({'train_dataloader.batch_size': 'x'}, "batch_size must be positive and whole, got 'x'"),
+        ({'val_dataloader.persistent_workers': True}, 'set val_dataloader.persistent_work'),
         ({'train_cfg.max_iters': -1}, 'train_cfg.max_iters must be'),
         ({'model.data_preprocessor.size': (32, 0)}, r'data_preprocessor.size must .*\(32, 0\)'),
         ({'train_pipeline.2.crop_size': (1.5, 2)}, r'train_pipeline.2.crop_size must be'),

@@ -60,7 +60,8 @@ def test_images_of_one_stem_do_not_overwrite_each_other():
 
 
 def test_an_unreadable_image_is_named_and_the_others_are_done(red, pictures, tmp_path, monkeypatch):
-    Image.open(pictures / 'a.png').resize((64, 64)).save(pictures / 'cut.jpg')
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(pictures / 'cut.jpg')  # far longer than its header
     os.truncate(pictures / 'cut.jpg', os.path.getsize(pictures / 'cut.jpg') // 2)
     # as OpenCV 4 does, which fills in grey where a file is cut short
     monkeypatch.setattr(predict.mmcv, 'imread', lambda _: np.zeros((64, 64, 3), np.uint8))

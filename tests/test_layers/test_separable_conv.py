@@ -69,7 +69,9 @@ def test_is_a_filter_for_each_channel_and_then_a_mix_of_the_channels(bias):
     for channel in range(3):
         kernel = conv.depthwise.weight[channel : channel + 1]
         filtered.append(F.conv2d(x[:, channel : channel + 1], kernel, stride=2, padding=1)[:, 0])
-    expected = torch.einsum('oc,cnhw->nohw', conv.pointwise.weight[:, :, 0, 0], torch.stack(filtered))
+    expected = torch.einsum(
+        'oc,cnhw->nohw', conv.pointwise.weight[:, :, 0, 0], torch.stack(filtered)
+    )
     if bias:
         expected = expected + conv.pointwise.bias[:, None, None]
 
@@ -97,10 +99,8 @@ def test_equals_the_dense_convolution_whose_kernel_is_the_product_of_both(geomet
 @pytest.mark.parametrize('geometry', GEOMETRIES.values(), ids=GEOMETRIES)
 def test_shows_the_attributes_of_the_dense_layer_it_stands_for(geometry):
     separable, dense = SeparableConv2d(3, 5, **geometry), nn.Conv2d(3, 5, **geometry)
-    names = (
-        'in_channels out_channels kernel_size stride padding dilation transposed output_padding '
-        'groups padding_mode'
-    ).split()
+    names = ['in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation']
+    names += ['transposed', 'output_padding', 'groups', 'padding_mode']
 
     assert {name: getattr(separable, name) for name in names} == {
         name: getattr(dense, name) for name in names

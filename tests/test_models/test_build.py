@@ -4,10 +4,10 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.structures import PixelData
-from torch import Tensor, nn
-
 from mmseg.models import EncoderDecoder
 from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
 from ssnet_mm import build_model
 from ssnet_mm.layers import SeparableConv2d
 
@@ -21,7 +21,9 @@ def seeded():
 
 
 def tiny(num_classes: int = 5, conv_type: str = 'conv', **kwargs) -> EncoderDecoder:
-    return build_model(num_classes, conv_type, **{**dict(base_channels=4, fc_channels=16), **kwargs})
+    return build_model(
+        num_classes, conv_type, **{**dict(base_channels=4, fc_channels=16), **kwargs}
+    )
 
 
 def natural_images(count: int, height: int, width: int) -> Tensor:

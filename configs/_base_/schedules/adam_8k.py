@@ -6,9 +6,7 @@ optim_wrapper = dict(
     optimizer=dict(type='Adam', lr=5e-4, weight_decay=2 * l2),
     paramwise_cfg=dict(bias_decay_mult=0.0, norm_decay_mult=0.0),
 )
-param_scheduler = [
-    dict(type='PolyLR', eta_min=1e-6, power=0.9, begin=0, end=8000, by_epoch=False)
-]
+param_scheduler = [dict(type='PolyLR', eta_min=1e-6, power=0.9, begin=0, end=8000, by_epoch=False)]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=8000, val_interval=800)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -8,14 +8,14 @@ https://arxiv.org/abs/1605.06211 (fc6 and fc7 as convolutions).
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
+from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-from mmseg.registry import MODELS
 
 # (3x3 convolutions, width in units of base_channels) of the five stages
 STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
@@ -35,17 +35,17 @@ class SamePool2x2(nn.MaxPool2d):
 
     def __init__(self, stride: int, dilation: int) -> None:
         # Where the grids are the same, torch's rounding up does without a padded copy.
-        self.pads = stride == 1 or dilation > 1
-        super().__init__(2, stride, dilation=dilation, ceil_mode=not self.pads)
+        self.pad = 0 if (stride, dilation) == (2, 1) else dilation
+        super().__init__(2, stride, dilation=dilation, ceil_mode=not self.pad)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride))."""
-        if self.pads:
-            x = F.pad(x, (0, self.dilation, 0, self.dilation), value=float('-inf'))
+        if self.pad:
+            x = F.pad(x, (0, self.pad, 0, self.pad), value=float('-inf'))
         return super().forward(x)
 
 
-def _conv_module(*args, **kwargs) -> ConvModule:
+def _conv_module(*args: Any, **kwargs: Any) -> ConvModule:
     """Build a ConvModule that keeps its bias beside batch norm, as the original does."""
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Unnecessary conv bias')

@@ -5,14 +5,16 @@ Segmentation", https://arxiv.org/abs/1605.06211.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer
-from torch import Tensor, nn
-
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from ssnet_mm.layers import SeparableConv2d
 
 
 def bilinear_kernel(channels: int) -> Tensor:
@@ -31,6 +33,23 @@ def bilinear_kernel(channels: int) -> Tensor:
     weight = torch.zeros(channels, channels, 4, 4)
     weight[range(channels), range(channels)] = torch.outer(line, line)
     return weight
+
+
+def _score(conv_cfg: dict | None, channels: int, classes: int) -> nn.Module:
+    """A 1x1 score layer whose logits start close to zero."""
+    score = build_conv_layer(conv_cfg, channels, classes, 1)
+    classifier: Any = score.pointwise if isinstance(score, SeparableConv2d) else score
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    return score
+
+
+def _upsample_x2(classes: int) -> nn.ConvTranspose2d:
+    """Learned x2 upsampling that starts bilinear."""
+    upsample = nn.ConvTranspose2d(classes, classes, 4, stride=2, padding=1, bias=False)
+    with torch.no_grad():
+        upsample.weight.copy_(bilinear_kernel(classes))
+    return upsample
 
 
 def _fit(logits: Tensor, height: int, width: int) -> Tensor:
@@ -102,7 +121,7 @@ class FCN8Head(BaseDecodeHead):
         conv_cfg: dict | None = None,
         dropout_ratio: float = 0.0,
         init_cfg: dict | list[dict] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         in_channels = list(in_channels)
         in_index = list(range(len(in_channels))) if in_index is None else list(in_index)
@@ -124,26 +143,9 @@ class FCN8Head(BaseDecodeHead):
         # The one classifier of the base class: unused it would get no gradient, on which
         # distributed training stalls. Here every level has its own.
         del self.conv_seg
-        self.scores = nn.ModuleList(
-            build_conv_layer(conv_cfg, channels, self.out_channels, 1) for channels in in_channels
-        )
-        self.upsamples = nn.ModuleList(
-            nn.ConvTranspose2d(self.out_channels, self.out_channels, 4, 2, padding=1, bias=False)
-            for _ in in_channels[1:]
-        )
-        self._init_layers()
-
-    def _init_layers(self) -> None:
-        for score in self.scores:
-            if hasattr(score, 'init_weights'):
-                score.init_weights()
-            # The 1x1 convolution itself, or the pointwise half of a separable one.
-            classifier = getattr(score, 'pointwise', score)
-            nn.init.normal_(classifier.weight, std=0.01)
-            nn.init.zeros_(classifier.bias)
-        with torch.no_grad():
-            for upsample in self.upsamples:
-                upsample.weight.copy_(bilinear_kernel(self.out_channels))
+        classes = self.out_channels
+        self.scores = nn.ModuleList(_score(conv_cfg, channels, classes) for channels in in_channels)
+        self.upsamples = nn.ModuleList(_upsample_x2(classes) for _ in in_channels[1:])
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Map the backbone's levels to logits (N, num_classes, H_0, W_0)."""
@@ -151,8 +153,7 @@ class FCN8Head(BaseDecodeHead):
         if self.dropout is not None:
             levels = [self.dropout(level) for level in levels]
         logits = self.scores[-1](levels[-1])
-        finer = zip(levels[-2::-1], self.scores[-2::-1], self.upsamples[::-1], strict=True)
-        for level, score, upsample in finer:
-            logits = upsample(logits)
-            logits = _fit(logits, level.shape[2], level.shape[3]) + score(level)
+        for i in reversed(range(len(levels) - 1)):
+            height, width = levels[i].shape[2:]
+            logits = _fit(self.upsamples[i](logits), height, width) + self.scores[i](levels[i])
         return logits

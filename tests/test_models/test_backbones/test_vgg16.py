@@ -1,14 +1,14 @@
 import copy
-from math import ceil
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
+from mmseg.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmseg.registry import MODELS
 from ssnet_mm.layers import SeparableConv2d
 from ssnet_mm.models.backbones import VGG16
 from ssnet_mm.models.backbones.vgg16 import SamePool2x2
@@ -63,7 +63,7 @@ def test_levels_are_rounded_up_at_every_size(size, conv_cfg):
     assert type(levels) is tuple
     widths, strides = (2, 4, 8, 16, 16, 6), (2, 4, 8, 16, 32, 32)
     assert [level.shape for level in levels] == [
-        (1, width, ceil(size[0] / stride), ceil(size[1] / stride))
+        (1, width, math.ceil(size[0] / stride), math.ceil(size[1] / stride))
         for width, stride in zip(widths, strides)
     ]
 
@@ -202,9 +202,7 @@ def test_says_nothing_of_a_bias_beside_the_norm(recwarn):
 DILATED = {
     'last_pool': dict(strides=(2, 2, 2, 2, 1), fc_dilation=2),
     'stage5': dict(strides=(2, 2, 2, 1, 2), dilations=(1, 1, 1, 1, 2), fc_dilation=2),
-    'stage5_and_last_pool': dict(
-        strides=(2, 2, 2, 1, 1), dilations=(1, 1, 1, 1, 2), fc_dilation=4
-    ),
+    'stage5_and_last_pool': dict(strides=(2, 2, 2, 1, 1), dilations=(1, 1, 1, 1, 2), fc_dilation=4),
     'stages4_and_5': dict(strides=(2, 2, 1, 1, 1), dilations=(1, 1, 1, 2, 4), fc_dilation=8),
 }
 
@@ -226,7 +224,7 @@ def test_a_dilated_net_computes_what_the_strided_one_does_and_more_between(chang
     for level, (few, many) in enumerate(zip(coarse, fine)):
         total *= change['strides'][level] if level < 5 else 1
         step = 2 ** min(level + 1, 5) // total
-        assert many.shape[2:] == (ceil(size[0] / total), ceil(size[1] / total))
+        assert many.shape[2:] == (math.ceil(size[0] / total), math.ceil(size[1] / total))
         assert few.abs().max() > 0
         torch.testing.assert_close(many[:, :, ::step, ::step], few)
 
@@ -235,7 +233,7 @@ def test_a_dilated_net_computes_what_the_strided_one_does_and_more_between(chang
 @pytest.mark.parametrize('size', [(1, 1), (2, 3), (7, 8)])
 def test_pooling_takes_the_maximum_of_what_lies_within_the_map(size, stride, dilation):
     x = torch.randn(1, 1, *size) - 5  # negative, so that padding with zeros would show
-    expected = torch.empty(1, 1, ceil(size[0] / stride), ceil(size[1] / stride))
+    expected = torch.empty(1, 1, math.ceil(size[0] / stride), math.ceil(size[1] / stride))
     for i in range(expected.shape[2]):
         for j in range(expected.shape[3]):
             rows = slice(i * stride, i * stride + dilation + 1, dilation)
@@ -273,9 +271,13 @@ def test_every_parameter_gets_a_gradient(out_indices, conv_cfg):
     net = tiny(out_indices=out_indices, conv_cfg=conv_cfg, base_channels=4)
     sum(level.square().sum() for level in net(torch.rand(2, 3, 33, 47))).backward()
 
-    missing = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    missing = [
+        n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ]
     # (A bias before batch norm has no effect: rounding is all that its gradient holds.)
-    zero = [n for n, p in net.named_parameters() if 'conv' in n and 'weight' in n and not p.grad.any()]
+    zero = [
+        n for n, p in net.named_parameters() if 'conv' in n and 'weight' in n and not p.grad.any()
+    ]
     assert (missing, zero) == ([], [])
 
 
@@ -332,7 +334,9 @@ def test_dropout_follows_fc6_and_fc7_in_training_only():
     seen: dict[str, torch.Tensor] = {}
     for name in ('fc6', 'fc7'):
         getattr(net, name).register_forward_hook(
-            lambda _, inputs, output, name=name: seen.update({f'to {name}': inputs[0], name: output})
+            lambda _, inputs, output, name=name: seen.update(
+                {f'to {name}': inputs[0], name: output}
+            )
         )
 
     training, evaluated = net.train()(x), None
@@ -360,15 +364,18 @@ def test_no_dropout_where_its_ratio_is_zero():
 @CONV_CFGS
 def test_activations_start_as_kaiming_foretells(conv_cfg):
     # With fan_out a ReLU layer from C to D channels multiplies the mean square by C / D, so that
-    # backwards nothing grows or fades; pooling adds a little. Without a norm nothing hides an error.
-    for _ in range(3):
+    # backwards nothing grows or fades; pooling adds a little. Without a norm nothing hides errors.
+    ratios = []
+    for _ in range(8):
         net = VGG16(base_channels=32, fc_channels=64, norm_cfg=None, conv_cfg=conv_cfg).eval()
         x = F.interpolate(torch.randn(2, 3, 16, 16), (64, 64), mode='bilinear')  # smooth
         with torch.inference_mode():
-            levels = net(x)
-        for level in levels:
-            foretold = x.square().mean() * 3 / level.shape[1]
-            assert 0.2 < (level.square().mean() / foretold).sqrt() < 5
+            foretold = x.square().mean() * 3
+            ratios.append([level.square().mean() * level.shape[1] / foretold for level in net(x)])
+
+    # fc7 loses some: most of fc6's taps meet padding on so small a map. A gain of 1 for sqrt(2)
+    # would make it 180 times less.
+    assert torch.tensor(ratios).sqrt().log().mean(0).abs().max() < math.log(4)
 
 
 def test_takes_images_of_other_depths():
@@ -386,7 +393,10 @@ def test_takes_images_of_other_depths():
         (dict(out_indices=()), r'out_indices must lie in 0\.\.5 .*got \(\)'),
         (dict(out_indices=(2, 6)), r'out_indices must lie in 0\.\.5 .*got \(2, 6\)'),
         (dict(out_indices=(-1,)), r'out_indices must lie in 0\.\.5 .*got \(-1,\)'),
-        (dict(fc_channels=None), r'out_indices must lie in 0\.\.4 .*needs fc_channels.*\(2, 3, 5\)'),
+        (
+            dict(fc_channels=None),
+            r'out_indices must lie in 0\.\.4 .*needs fc_channels.*\(2, 3, 5\)',
+        ),
         (dict(frozen_stages=7), r'frozen_stages must lie in -1\.\.6, got 7'),
         (dict(frozen_stages=-2), r'frozen_stages must lie in -1\.\.6, got -2'),
         (
@@ -396,7 +406,10 @@ def test_takes_images_of_other_depths():
         (dict(strides=(2, 2, 2)), r'strides must be 5 positive integers, got \(2, 2, 2\)'),
         (dict(strides=(2, 2, 2, 2, 0)), 'strides must be 5 positive integers'),
         (dict(strides=(2, 2, 2, 2, 3)), r'strides must be 1 or 2, got \(2, 2, 2, 2, 3\)'),
-        (dict(dilations=(1, 1, 1, 1)), r'dilations must be 5 positive integers, got \(1, 1, 1, 1\)'),
+        (
+            dict(dilations=(1, 1, 1, 1)),
+            r'dilations must be 5 positive integers, got \(1, 1, 1, 1\)',
+        ),
     ],
 )
 def test_refuses_what_makes_no_sense(kwargs, match):

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.structures import PixelData
-from torch import Tensor, nn
-
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
 from ssnet_mm.layers import SeparableConv2d
 from ssnet_mm.models.decode_heads import FCN8Head
 
