@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module, util
@@ -11,9 +12,15 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Networks this small lose by a second thread, tenfold on busy cores; the tools' processes too.
+os.environ['OMP_NUM_THREADS'] = '1'
+torch.set_num_threads(1)
+
 _serial = itertools.count()
 
 _CONFIG = """

@@ -240,7 +240,13 @@ MIXES = {
         VGG16_FCN8,
         fcn8_head(
             [16, 32, 8],
-            loss_decode=dict(type='CrossEntropyLoss', class_weight=[0.5, 1.0, 2.0, 1.0, 0.1]),
+            # 'none': mmseg takes the mean over all pixels then, and OpenMMLab's weighted 'mean'
+            # raises an IndexError where pixels are ignored.
+            loss_decode=dict(
+                type='CrossEntropyLoss',
+                class_weight=[0.5, 1.0, 2.0, 1.0, 0.1],
+                reduction='none',
+            ),
         ),
     ),
     'FCN8_binary': net(

@@ -5,8 +5,8 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    # Keeps two: mmengine deletes the oldest checkpoint before it has written the newest. The
-    # backend writes beside the target and renames, so that no checkpoint is ever half-written.
+    # The backend writes beside the target and renames it, and only then removes an outdated file:
+    # no checkpoint is ever half-written, and there is one at every moment.
     checkpoint=dict(
         type='CheckpointHook',
         by_epoch=False,
@@ -15,11 +15,11 @@ default_hooks = dict(
         save_best='mIoU',
         backend_args=dict(backend='atomic'),
     ),
+    # Checkpoints hold plain data only, so that torch's weights-only loading takes them everywhere.
+    plain_checkpoint=dict(type='PlainCheckpointHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
-# Checkpoints hold plain data only, so that torch's weights-only loading takes them everywhere.
-custom_hooks = [dict(type='PlainCheckpointHook')]
 
 log_processor = dict(by_epoch=False)
 log_level = 'INFO'

@@ -26,15 +26,6 @@ NUM_CLASSES = 5
 KERNELS = {'fcn8': 18 + 2, 'fastfcn8': 2 * 18 + 2}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small lose more by a second thread than they gain, much more on busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def _load(name):
     """Build a config's model, narrow, and the config's optimizer for it."""
     cfg = Config.fromfile(CONFIGS / f'{name}.py')

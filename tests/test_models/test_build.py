@@ -232,7 +232,7 @@ def test_the_first_loss_is_that_of_a_guess_at_full_width(conv_type):
         (dict(num_classes=1), 'num_classes must be at least 2, background included, got 1'),
         (dict(base_channels=0), 'base_channels must be at least 1, got 0'),
         (dict(fc_channels=-1), 'fc_channels must be at least 1, got -1'),
-        (dict(fc_channels=0), 'needs fc_channels'),
+        (dict(fc_channels=0), 'fc_channels must be at least 1, got 0'),
         (dict(in_channels=0), 'in_channels must be at least 1, got 0'),
         (dict(dropout_ratio=1.0), r'dropout_ratio must lie in \[0, 1\), got 1.0'),
     ],

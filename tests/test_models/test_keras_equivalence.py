@@ -24,15 +24,6 @@ def conv_type(request):
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small lose more by a second thread than they gain, much more on busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def reference(conv_type):
     return load_reference(conv_type)

@@ -30,8 +30,7 @@ model = dict(
         conv_cfg=conv_cfg,
         num_classes=num_classes,
         align_corners=False,
-        # The mean is taken over all pixels, void ones included (mmseg's default). With
-        # avg_non_ignore=True mmseg fails on class_weight where pixels are ignored.
+        # The mean is taken over all pixels, void ones included: mmseg's default.
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
     ),
     train_cfg=dict(),

@@ -117,14 +117,17 @@ class VGG16(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        for name, width in dict(
-            in_channels=in_channels, base_channels=base_channels, fc_channels=fc_channels or 1
-        ).items():
-            if width < 1:
-                raise ValueError(f'{name} must be at least 1, got {width}')
+        numbers = dict(
+            in_channels=in_channels, base_channels=base_channels, fc_dilation=fc_dilation
+        )
+        if fc_channels is not None:
+            numbers['fc_channels'] = fc_channels
+        for name, number in numbers.items():
+            if number < 1:
+                raise ValueError(f'{name} must be at least 1, got {number}')
         if not 0 <= dropout_ratio < 1:
             raise ValueError(f'dropout_ratio must lie in [0, 1), got {dropout_ratio}')
-        last = FC_INDEX if fc_channels else FC_INDEX - 1
+        last = FC_INDEX if fc_channels is not None else FC_INDEX - 1
         out_indices = tuple(out_indices)
         if not out_indices or any(not 0 <= i <= last for i in out_indices):
             raise ValueError(

@@ -302,12 +302,13 @@ def test_frozen_stages_get_no_gradient_and_keep_their_statistics(frozen, conv_cf
             assert torch.equal(value, before[name]) == is_frozen(name), name
 
 
-@pytest.mark.parametrize('frozen', [1, 6])
-def test_eval_unfreezes_nothing(frozen):
+@pytest.mark.parametrize(('frozen', 'trainable'), [(1, True), (6, False)])
+def test_eval_unfreezes_nothing(frozen, trainable):
     net = tiny(frozen_stages=frozen)
     for mode in (False, True):
         net.train(mode)
         assert not any(p.requires_grad for p in net.stages[:frozen].parameters())
+        assert {p.requires_grad for p in net.fc7.parameters()} == {trainable}
 
 
 def test_norm_eval_keeps_all_statistics_but_trains_the_weights():

@@ -281,6 +281,21 @@ def test_ignored_pixels_do_not_count():
     torch.testing.assert_close(losses['loss_ce'], each.mean())
 
 
+def test_class_weights_count_where_pixels_are_ignored():
+    weights = [0.5, 1.0, 2.0, 1.0, 0.1]
+    # 'none': OpenMMLab's weighted 'mean' raises an IndexError where pixels are ignored.
+    loss = dict(type='CrossEntropyLoss', class_weight=weights, reduction='none')
+    head = make_head(loss_decode=loss)
+    inputs, samples = make_levels(3, 65, 97), make_samples(65, 97)
+    losses = head.loss(inputs, samples, train_cfg=None)
+
+    logits = F.interpolate(head(inputs), (65, 97), mode='bilinear')
+    labels = torch.cat([s.gt_sem_seg.data for s in samples])
+    expected = F.cross_entropy(logits, labels, reduction='none', ignore_index=255)
+    expected *= torch.tensor([*weights, 0.0])[labels.clamp(max=5)]
+    torch.testing.assert_close(losses['loss_ce'], expected)
+
+
 @pytest.mark.parametrize('copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_a_copy_computes_the_same_and_shares_nothing(copied):
     head = make_head()
