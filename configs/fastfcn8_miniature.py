@@ -6,7 +6,7 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-max_iters = 140
+max_iters = 200
 
 conv_cfg = dict(type='SeparableConv2d')
 model = dict(
