@@ -4,6 +4,8 @@ import json
 import os
 import runpy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,6 +30,17 @@ def run_tool(name: str, *args: object) -> None:
     finally:
         sys.argv = argv
         os.environ.pop('LOCAL_RANK', None)
+
+
+@contextmanager
+def fault_of_mmseg_122(message: str, fault: str) -> Iterator[None]:
+    """Expect this very failure of the tools in mmsegmentation 1.2.2, and of no other version."""
+    try:
+        yield
+    except Exception as error:
+        if mmseg.__version__ != '1.2.2' or message not in str(error):
+            raise
+        pytest.xfail(fault)
 
 
 @pytest.fixture(scope='module')
@@ -90,7 +103,8 @@ def test_benchmark(run, capsys):
 
 
 def test_get_flops(run, capsys):
-    run_tool('analysis_tools/get_flops.py', CONFIG, '--shape', 64)
+    with fault_of_mmseg_122('cannot be both set', 'get_flops.py fails so on every config'):
+        run_tool('analysis_tools/get_flops.py', CONFIG, '--shape', 64)
     printed = capsys.readouterr().out
     assert '20.714M' in printed  # parameters; 20,713,530 by the facts
     assert 'Flops' in printed
@@ -98,7 +112,8 @@ def test_get_flops(run, capsys):
 
 def test_browse_dataset(run):
     args = ('config.py', '--output-dir', 'browse', '--not-show')
-    run_tool('analysis_tools/browse_dataset.py', *args)
+    with fault_of_mmseg_122('Layout of the output array', 'hands OpenCV a strided view'):
+        run_tool('analysis_tools/browse_dataset.py', *args)
     assert len(list((run / 'browse').rglob('*.jpg'))) == 8
 
 
