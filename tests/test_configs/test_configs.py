@@ -8,9 +8,12 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.model import convert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from PIL import Image
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssnet_mm import CamVidDataset
 
@@ -186,3 +189,47 @@ def test_camvid_loads_indices_and_keeps_void(tmp_path):
     assert sample['img'].shape == (60, 80, 3)
     np.testing.assert_array_equal(sample['gt_seg_map'], truth)
     assert sample['gt_seg_map'].max() == 255
+
+
+@pytest.mark.parametrize('name', ['fcn8_voc', 'fastfcn8_voc'])
+def test_batch_norm_converts_to_sync_bn(name):
+    model = convert_sync_batchnorm(MODELS.build(shrink(load(name))), 'torch')
+    kinds = [type(m) for m in model.modules() if isinstance(m, _BatchNorm)]
+    assert kinds == [torch.nn.SyncBatchNorm] * 13
+
+
+@pytest.mark.parametrize('name', ['fcn8_voc', 'fastfcn8_voc', 'fcn8_voc_paper'])
+def test_mixed_precision_trains_every_parameter(name):
+    model = MODELS.build(shrink(load(name))).train()
+    with torch.autocast('cpu', torch.bfloat16):
+        logits = model(torch.randn(2, 3, 65, 97), mode='tensor')
+        loss = torch.nn.functional.cross_entropy(logits, torch.randint(21, (2, 9, 13)))
+    assert logits.dtype == torch.bfloat16
+    loss.backward()
+    grads = {n: p.grad for n, p in model.named_parameters()}
+    assert all(g is not None and g.dtype == torch.float32 for g in grads.values())
+    assert all(torch.isfinite(g).all() for g in grads.values())
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    cfg = load('fastfcn8_voc')
+    cfg.model.backbone.norm_cfg = None  # batch statistics differ between a batch and its halves
+    cfg.model.backbone.dropout_ratio = 0.0
+    model = MODELS.build(shrink(cfg)).train()
+    image, labels = torch.randn(4, 3, 33, 47), torch.randint(21, (4, 5, 6))
+
+    def step(counts: int) -> dict[str, torch.Tensor]:
+        net = copy.deepcopy(model)
+        cfg.optim_wrapper.accumulative_counts = counts
+        wrapper = build_optim_wrapper(net, copy.deepcopy(cfg.optim_wrapper))
+        for x, y in zip(image.chunk(counts), labels.chunk(counts), strict=True):
+            loss = torch.nn.functional.cross_entropy(net(x, mode='tensor'), y)
+            with wrapper.optim_context(net):
+                wrapper.update_params(loss)
+        return net.state_dict()
+
+    whole, halves = step(1), step(2)
+    before = model.state_dict()
+    for name in whole:
+        torch.testing.assert_close(halves[name], whole[name], rtol=1e-4, atol=1e-7)
+    assert any(not torch.equal(whole[name], before[name]) for name in whole)
