@@ -18,16 +18,16 @@ layer names, with random weights, at a small width and an odd size. For each con
 
 TensorFlow gets an environment of its own, the tests need none of it::
 
-    python -m venv /tmp/tfenv
-    /tmp/tfenv/bin/pip install tensorflow-cpu tf-keras
-    TF_USE_LEGACY_KERAS=1 /tmp/tfenv/bin/python tests/reference/make_keras_reference.py
+    python -m venv keras-env
+    keras-env/bin/pip install tensorflow-cpu tf-keras
+    TF_USE_LEGACY_KERAS=1 keras-env/bin/python tests/reference/make_keras_reference.py
 
 Without ``TF_USE_LEGACY_KERAS`` the script runs Keras 3 (and leaves out ``fused``). The tests read
 another folder if ``SSNET_KERAS_REFERENCE`` names one; at full width::
 
-    TF_USE_LEGACY_KERAS=1 /tmp/tfenv/bin/python tests/reference/make_keras_reference.py \
-        --out-dir /tmp/full --base-channels 64 --fc-channels 4096 --num-classes 21 --size 97 131
-    SSNET_KERAS_REFERENCE=/tmp/full pytest tests/test_models/test_keras_equivalence.py
+    TF_USE_LEGACY_KERAS=1 keras-env/bin/python tests/reference/make_keras_reference.py \
+        --out-dir keras-full --base-channels 64 --fc-channels 4096 --num-classes 21 --size 97 131
+    SSNET_KERAS_REFERENCE=keras-full pytest tests/test_models/test_keras_equivalence.py
 """
 
 import argparse
