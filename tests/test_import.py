@@ -1,0 +1,41 @@
+"""Importing the package registers its parts and changes nothing else."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import torch
+import mmcv.cnn, mmseg.apis, mmseg.datasets, mmseg.models  # what the package builds on
+from mmengine import registry as root
+from mmengine.fileio.backends import backends
+from mmseg import registry
+
+def state():
+    seen = {f'{r.scope}.{r.name}.{key}': value
+            for module in (root, registry) for r in vars(module).values()
+            if isinstance(r, root.Registry) for key, value in r.module_dict.items()}
+    return seen, set(backends), torch.serialization.get_safe_globals()
+
+before, backends_before, safe_before = state()
+import ssnet_mm
+after, backends_after, safe_after = state()
+assert all(after[key] is value for key, value in before.items()), 'something was replaced'
+print(*sorted(set(after) - set(before)))
+print(*sorted(backends_after - backends_before))
+assert root.DefaultScope.get_current_instance() is None
+assert safe_after == safe_before, 'something more may be unpickled'
+"""
+
+
+def test_an_import_adds_the_parts_and_nothing_else():
+    result = subprocess.run([sys.executable, '-c', SCRIPT], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    *_, parts, backends = result.stdout.splitlines()
+    assert parts.split() == [
+        'mmengine.hook.PlainCheckpointHook',
+        'mmengine.model.SeparableConv2d',
+        'mmseg.dataset.CamVidDataset',
+        'mmseg.model.FCN8Head',
+        'mmseg.model.VGG16',
+    ]
+    assert backends == 'atomic'
