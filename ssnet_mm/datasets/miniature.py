@@ -17,8 +17,9 @@ from typing import Any
 from PIL import Image
 
 from ssnet_mm.errors import UserError
+from ssnet_mm.palette import voc_palette
 
-from .toys import SPLITS, VERSION, draw_sample, voc_palette
+from .toys import SPLITS, VERSION, draw_sample
 
 METADATA = 'miniature.json'
 Sample = tuple[str, int]  # split, number

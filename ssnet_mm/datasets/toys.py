@@ -141,13 +141,6 @@ _TOYS = {  # in VOC's order: the n-th toy has index n in the masks, the ground 0
 CLASSES = ('background', *_TOYS)
 
 
-def voc_palette() -> Array:
-    """VOC's colour map, (256, 3) uint8 RGB: bit 3k+c of an index is bit 7-k of its channel c."""
-    index = np.arange(256)[:, None]
-    bits = [((index >> 3 * k + np.arange(3)) & 1) << 7 - k for k in range(8)]
-    return np.sum(bits, axis=0).astype(np.uint8)
-
-
 # --- textures: fields of (h, w) in [0, 1], 0 being the first colour and 1 the second --------------
 
 

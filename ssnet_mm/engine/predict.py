@@ -25,6 +25,7 @@ from ssnet_mm.engine.backends import atomic_write
 from ssnet_mm.engine.checkpoint import load_checkpoint
 from ssnet_mm.engine.preflight import config_errors, describe, single_datasets
 from ssnet_mm.errors import UserError
+from ssnet_mm.palette import voc_palette
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 Palette = Sequence[Sequence[int]]
@@ -97,11 +98,7 @@ def full_palette(palette: Palette | None, num_classes: int) -> NDArray[np.uint8]
     Returns:
         Of shape (256, 3).
     """
-    index = np.arange(256)
-    voc = np.zeros((256, 3), np.uint8)
-    for bit in range(8):  # VOC spreads the bits of an index over the channels, highest bit first
-        for channel in range(3):
-            voc[:, channel] |= ((index >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    voc = voc_palette()
     given = np.array(palette if palette is not None else [], np.uint8).reshape(-1, 3)[:256]
     if len(given) >= num_classes:
         voc[: len(given)] = given

@@ -14,8 +14,9 @@ from PIL import Image
 
 from ssnet_mm.datasets import miniature
 from ssnet_mm.datasets.miniature import make_miniature
-from ssnet_mm.datasets.toys import CLASSES, VOID, draw_sample, voc_palette
+from ssnet_mm.datasets.toys import CLASSES, VOID, draw_sample
 from ssnet_mm.errors import UserError
+from ssnet_mm.palette import voc_palette
 
 ROOT = Path(__file__).parents[2]
 NUM_TRAIN, NUM_VAL, SIZE = 24, 20, (96, 64)
