@@ -43,6 +43,8 @@ def read_version() -> str:
     return namespace['__version__']
 
 
+weights = ['h5py', 'safetensors', 'protobuf']  # .h5 and .keras, .safetensors, .caffemodel
+deploy = ['onnx', 'onnxscript', 'onnxruntime', 'openvino', 'nncf']
 test = ['pytest>=7', 'seaborn']  # mmseg's analyze_logs.py needs seaborn
 
 setup(
@@ -90,7 +92,9 @@ setup(
             'ftfy',
             'regex',
         ],
+        'weights': weights,
+        'deploy': deploy,
         'test': test,
-        'dev': ['ruff', 'mypy', *test],
+        'dev': ['ruff', 'mypy', *test, *weights, *deploy],
     },
 )
