@@ -1,8 +1,8 @@
 """FCN8 and FastFCN8 for MMSegmentation.
 
 Importing the package registers its parts in the toolbox's registries and changes nothing else:
-``SeparableConv2d``, ``VGG16``, ``FCN8Head``, ``CamVidDataset`` and what :mod:`ssnet_mm.engine`
-adds to the Runner.
+``SeparableConv2d``, ``VGG16``, ``FCN8Head``, ``DistilledEncoderDecoder``, ``KLDistillLoss``,
+``CamVidDataset`` and what :mod:`ssnet_mm.engine` adds to the Runner.
 """
 
 from importlib.util import find_spec
@@ -20,11 +20,19 @@ for _module in ('mmengine', 'mmcv', 'mmseg'):
 from . import engine  # noqa: E402
 from .datasets import CamVidDataset  # noqa: E402
 from .layers import SeparableConv2d  # noqa: E402
-from .models import VGG16, FCN8Head, build_model  # noqa: E402
+from .models import (  # noqa: E402
+    VGG16,
+    DistilledEncoderDecoder,
+    FCN8Head,
+    KLDistillLoss,
+    build_model,
+)
 
 __all__ = [
     'CamVidDataset',
+    'DistilledEncoderDecoder',
     'FCN8Head',
+    'KLDistillLoss',
     'SeparableConv2d',
     'VGG16',
     'build_model',

@@ -35,7 +35,9 @@ def test_an_import_adds_the_parts_and_nothing_else():
         'mmengine.hook.PlainCheckpointHook',
         'mmengine.model.SeparableConv2d',
         'mmseg.dataset.CamVidDataset',
+        'mmseg.model.DistilledEncoderDecoder',
         'mmseg.model.FCN8Head',
+        'mmseg.model.KLDistillLoss',
         'mmseg.model.VGG16',
     ]
     assert backends == 'atomic'

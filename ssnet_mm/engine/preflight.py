@@ -48,6 +48,8 @@ def preflight(cfg: Config, mode: str) -> None:
             raise UserError(f'{cfg.filename} has no {loader}, which {mode}ing needs')
     for path in pretrained_weights(cfg.model) if mode == 'train' else ():
         read_checkpoint(path)
+    if mode == 'train' and hasattr(model, 'load_teacher'):
+        model.load_teacher()
     checkpoint = checkpoint_to_load(cfg.get('load_from'), cfg.get('resume', False), cfg.work_dir)
     if checkpoint:
         load_checkpoint(model, checkpoint)

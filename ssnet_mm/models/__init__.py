@@ -1,7 +1,9 @@
-"""The networks: backbone, decode head, and both joined."""
+"""The networks: backbone, decode head, both joined, and how one learns from another."""
 
 from .backbones import VGG16
 from .build import build_model
 from .decode_heads import FCN8Head
+from .losses import KLDistillLoss
+from .segmentors import DistilledEncoderDecoder
 
-__all__ = ['VGG16', 'FCN8Head', 'build_model']
+__all__ = ['VGG16', 'DistilledEncoderDecoder', 'FCN8Head', 'KLDistillLoss', 'build_model']

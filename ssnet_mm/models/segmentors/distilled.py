@@ -1,0 +1,165 @@
+"""A segmentor that learns from a trained one besides from the labels.
+
+Source: G. Hinton, O. Vinyals and J. Dean, "Distilling the Knowledge in a Neural Network",
+https://arxiv.org/abs/1503.02531, pixel by pixel.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseDataPreprocessor
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.registry import MODELS
+from mmseg.utils import add_prefix
+from torch import Tensor, nn
+
+from ssnet_mm.engine.checkpoint import load_checkpoint
+from ssnet_mm.engine.launch import load_config
+from ssnet_mm.engine.preflight import config_errors
+from ssnet_mm.errors import UserError
+
+
+def _normalisation(preprocessor: BaseDataPreprocessor) -> tuple[Any, ...]:
+    """What becomes of an image's values: the mean, the deviation, and whether BGR turns to RGB."""
+    mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
+    # its name in OneDL's mmseg, then in OpenMMLab's
+    swaps = ('_channel_conversion', 'channel_conversion')
+    return (
+        None if mean is None else mean.flatten().tolist(),
+        None if std is None else std.flatten().tolist(),
+        any(getattr(preprocessor, name, False) for name in swaps),
+    )
+
+
+@MODELS.register_module()
+class DistilledEncoderDecoder(EncoderDecoder):
+    """``EncoderDecoder`` whose logits are also drawn towards those of a trained teacher.
+
+    The teacher sees the batch as the student does, augmented and normalised, and its logits are
+    the target of ``distill_loss`` at every pixel of the student's own logits. Pixels without label
+    take part: about those the teacher alone has something to say.
+
+    The teacher is no part of the student. It is neither among its modules, parameters and buffers,
+    nor in its checkpoints, which load in the plain ``EncoderDecoder``. It always runs in evaluation
+    mode and without gradient. It is built when the first loss is asked for, so that prediction and
+    testing need neither its config nor its checkpoint.
+
+    Args:
+        teacher: Path of a config file whose ``model`` is the teacher, or the config of a model. It
+            has as many classes as the student, normalises images alike, and gives logits in tensor
+            mode, at any resolution.
+        distill_loss: Config of a loss that takes the student's and the teacher's logits, both
+            (N, num_classes, H, W), and has a ``loss_name``: ``KLDistillLoss``.
+        teacher_checkpoint: Path of the teacher's weights. ``None`` does for everything but
+            training.
+        **kwargs: Arguments of ``EncoderDecoder``. The loss of its ``decode_head`` must be a
+            function of the logits alone (``loss_by_feat``), as in most of mmseg's heads.
+
+    Raises:
+        UserError: From the first loss, or ``load_teacher``: the teacher can't be built or loaded,
+            or does not match the student.
+
+    Example:
+        >>> import torch
+        >>> import ssnet_mm  # registers the parts
+        >>> from mmseg.registry import MODELS
+        >>> teacher = dict(
+        ...     type='EncoderDecoder',
+        ...     backbone=dict(type='VGG16', base_channels=4, fc_channels=8, out_indices=(2, 3, 5)),
+        ...     decode_head=dict(type='FCN8Head', in_channels=[16, 32, 8], num_classes=21),
+        ... )
+        >>> model = MODELS.build(
+        ...     dict(
+        ...         teacher,
+        ...         type='DistilledEncoderDecoder',
+        ...         teacher=teacher,
+        ...         distill_loss=dict(type='KLDistillLoss', temperature=2.0),
+        ...     )
+        ... )
+        >>> model(torch.rand(1, 3, 97, 131), mode='tensor').shape
+        torch.Size([1, 21, 13, 17])
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher: str | dict,
+        distill_loss: dict,
+        teacher_checkpoint: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.distill_loss = MODELS.build(distill_loss)
+        self.teacher_cfg = teacher
+        self.teacher_checkpoint = teacher_checkpoint
+        # in a list, where torch does not see it
+        self._teacher: list[nn.Module] = []
+
+    def load_teacher(self) -> nn.Module:
+        """Build the teacher with its weights, unless that is done already.
+
+        Raises:
+            UserError: There is no checkpoint, the config or the checkpoint can't be read or do not
+                fit, or the teacher's classes or normalisation are not the student's.
+        """
+        if not self._teacher:
+            if self.teacher_checkpoint is None:
+                raise UserError(
+                    'the model has no teacher_checkpoint; to train it, set it with --cfg-options '
+                    'model.teacher_checkpoint=FILE'
+                )
+            # the student's dropout should not depend on the teacher's initial weights
+            with config_errors('model.teacher'), torch.random.fork_rng(devices=[]):
+                cfg = self.teacher_cfg
+                cfg = load_config(cfg).model if isinstance(cfg, str) else copy.deepcopy(cfg)
+                teacher = MODELS.build(cfg)
+            self._check_match(teacher)
+            try:
+                load_checkpoint(teacher, self.teacher_checkpoint)
+            except UserError as error:
+                raise UserError(f'model.teacher_checkpoint: {error}') from error
+            self._teacher.append(teacher.eval().requires_grad_(False))
+        return self._teacher[0]
+
+    def _check_match(self, teacher: nn.Module) -> None:
+        if teacher.out_channels != self.out_channels:
+            raise UserError(
+                f'the teacher gives {teacher.out_channels} logits a pixel, the student '
+                f'{self.out_channels}; both must be made for the same classes'
+            )
+        theirs, ours = (
+            _normalisation(teacher.data_preprocessor),
+            _normalisation(self.data_preprocessor),
+        )
+        if theirs != ours:
+            raise UserError(
+                "the teacher's data_preprocessor differs from the student's (mean, std, BGR to "
+                f'RGB): {theirs} instead of {ours}; it would see other images than it was trained '
+                'on'
+            )
+
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
+        """The losses of ``EncoderDecoder``, and the teacher's as ``distill.loss_kl``.
+
+        Args:
+            inputs: Normalised images (N, C, H, W).
+            data_samples: mmseg's ``SegDataSample`` of each, with its label map.
+        """
+        # first the teacher, so that what it needs for a moment does not add to what the student
+        # keeps for the backward pass
+        with torch.no_grad():
+            target = self.load_teacher().to(inputs.device)(inputs, mode='tensor')
+        features = self.extract_feat(inputs)
+        logits = self.decode_head(features)
+        losses = add_prefix(self.decode_head.loss_by_feat(logits, data_samples), 'decode')
+        if self.with_auxiliary_head:
+            losses.update(self._auxiliary_head_forward_train(features, data_samples))
+        if target.shape[2:] != logits.shape[2:]:
+            target = F.interpolate(
+                target, logits.shape[2:], mode='bilinear', align_corners=self.align_corners
+            )
+        name = f'distill.{self.distill_loss.loss_name}'
+        losses[name] = self.distill_loss(logits, target)
+        return losses
