@@ -1,0 +1,115 @@
+"""Batch norm's running statistics, estimated anew.
+
+For weights that come without statistics, or whose statistics no longer fit: averaged weights,
+converted ones, or those of a training too short for the running averages to follow.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssnet_mm.engine.preflight import check_data, config_errors, single_datasets
+from ssnet_mm.errors import UserError
+
+
+def estimate_bn(model: nn.Module, dataloader: Iterable[Any], num_batches: int) -> int:
+    """Replace the running statistics of every batch norm by those of some batches, in place.
+
+    The new running mean and variance are the plain averages, over batches, of the mean and of the
+    unbiased variance in each: what training keeps with a decaying average instead. Each batch is
+    normalised by its own statistics on its way, as in training, but nothing else is as in training:
+    dropout is off, no weight changes, and no gradient is kept. Afterwards every module is in the
+    mode in which it was, also where an error ends the estimate.
+
+    (``torch.optim.swa_utils.update_bn`` does the like with dropout on, which shifts the statistics
+    of whatever follows a dropout.)
+
+    Args:
+        model: A segmentor. Frozen batch norms get new statistics too.
+        dataloader: Batches as its ``data_preprocessor`` takes them. Label maps may be missing.
+        num_batches: How many to take; fewer if the loader ends before.
+
+    Returns:
+        How many batches there were.
+
+    Raises:
+        UserError: The model has no batch norm with running statistics, or there is no batch.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        raise UserError('the model has no batch norm whose statistics could be estimated')
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [(norm, norm.momentum) for norm in norms]
+    count = 0
+    try:
+        model.eval()
+        for norm in norms:
+            norm.train()
+            norm.momentum = None  # torch then averages plainly
+        with torch.no_grad():
+            for data in islice(dataloader, num_batches):
+                if count == 0:
+                    for norm in norms:
+                        norm.reset_running_stats()
+                # as in training: images smaller than the crop are padded to it
+                data = model.data_preprocessor(data, training=True)  # type: ignore[operator]
+                model(data['inputs'], mode='tensor')
+                count += 1
+    finally:
+        for norm, momentum in momenta:
+            norm.momentum = momentum
+        for module, training in modes:
+            module.training = training
+    if not count:
+        raise UserError('no batch of images to estimate batch norm from')
+    return count
+
+
+def estimate_bn_from_config(model: nn.Module, cfg: Config, num_batches: int) -> int:
+    """Estimate batch norm's statistics on a config's training images, which need no labels.
+
+    They come as in training, from ``train_dataloader`` through its augmentations, less what reads
+    label maps or looks at them. The same seed is taken every time; with no worker processes the
+    augmentations draw from this process' random numbers instead.
+
+    Args:
+        model: The config's segmentor, with its weights, on any device.
+        cfg: It is not changed.
+        num_batches: Of the config's batch size.
+
+    Returns:
+        How many batches there were.
+
+    Raises:
+        UserError: The images are not there or can't be read, or the model has no batch norm.
+    """
+    if not cfg.get('train_dataloader'):
+        raise UserError(f'{cfg.filename} has no train_dataloader to estimate batch norm from')
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    cfg = copy.deepcopy(cfg)
+    with config_errors(f'train_dataloader of {cfg.filename}'):
+        for _, dataset in single_datasets(cfg.train_dataloader.dataset, 'train_dataloader.dataset'):
+            _without_labels(dataset)
+    check_data(cfg, 'train_dataloader', None)
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    return estimate_bn(model, loader, num_batches)
+
+
+def _without_labels(dataset: Any) -> None:
+    """Change a data set's config so that no label map is looked for."""
+    if dataset.get('data_prefix'):
+        dataset.data_prefix.pop('seg_map_path', None)
+    dataset.pipeline = [step for step in dataset.pipeline if step.type != 'LoadAnnotations']
+    for step in dataset.pipeline:
+        if step.type == 'RandomCrop':
+            step.pop('cat_max_ratio', None)  # it chooses crops by their labels
