@@ -38,6 +38,13 @@ def shrink(cfg: Config) -> dict:
     return model
 
 
+def lend_teacher(model: dict, checkpoint: Path) -> None:
+    """Give a distilled model a teacher as narrow as itself, with random weights."""
+    model.teacher = shrink(Config.fromfile(model.teacher))
+    torch.save(MODELS.build(model.teacher).state_dict(), checkpoint)
+    model.teacher_checkpoint = str(checkpoint)
+
+
 def write_voc_layout(root: Path, num_classes: int, names=('a', 'b')) -> Path:
     """Two noisy images with maps of every class, in VOC's layout."""
     rng = np.random.default_rng(0)
@@ -103,6 +110,20 @@ def test_fastfcn8_differs_from_fcn8_in_the_conv_layer_alone(name):
         assert fast == load(plain_name).model
 
 
+@pytest.mark.parametrize('name', [n for n in NAMES if n.endswith('_distill')])
+def test_a_distilled_student_is_the_plain_network_with_a_teacher_like_it(name):
+    cfg, plain = load(name), load(name.removesuffix('_distill'))
+    added = ('teacher', 'teacher_checkpoint', 'distill_loss')
+    teacher, checkpoint, _ = (cfg.model.pop(key) for key in added)
+    taught_by = load(name.removesuffix('_distill').replace('fastfcn8', 'fcn8'))
+    assert Path(teacher).is_absolute()  # so that it is found from any folder
+    assert Config.fromfile(teacher).model == taught_by.model
+    assert checkpoint == f'work_dirs/{Path(teacher).stem}/iter_{taught_by.train_cfg.max_iters}.pth'
+    assert cfg.model.pop('type') == 'DistilledEncoderDecoder'
+    assert plain.model.pop('type') == 'EncoderDecoder'
+    assert cfg.to_dict() == plain.to_dict()  # the recipe too
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_a_config_builds_its_model_trains_a_step_and_predicts(name, tmp_path):
     cfg = load(name)
@@ -118,7 +139,10 @@ def test_a_config_builds_its_model_trains_a_step_and_predicts(name, tmp_path):
     val_set = build_dataset(cfg.val_dataloader.dataset)
     assert len(train_set.metainfo['classes']) == len(train_set.metainfo['palette']) == num_classes
 
-    model = MODELS.build(shrink(cfg))
+    model_cfg = shrink(cfg)
+    if 'teacher' in model_cfg:
+        lend_teacher(model_cfg, tmp_path / 'teacher.pth')
+    model = MODELS.build(model_cfg)
     model.init_weights()
     model.train()
     data = model.data_preprocessor(pseudo_collate([train_set[0], train_set[1]]), training=True)
