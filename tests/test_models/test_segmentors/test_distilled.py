@@ -77,18 +77,19 @@ def student(weights: str | None, **changes) -> nn.Module:
 
 
 def batch(labels: int | None = None) -> dict:
+    """Two images of noise, with noisy labels or one everywhere."""
     generator = torch.Generator().manual_seed(0)
-    data = dict(inputs=[], data_samples=[])
+    data: dict = dict(inputs=[], data_samples=[])
     for _ in range(2):
         image = torch.randint(256, (3, 40, 48), generator=generator, dtype=torch.uint8)
         label = torch.randint(3, (1, 40, 48), generator=generator)
-        sample = SegDataSample(
-            gt_sem_seg=PixelData(data=label if labels is None else labels + 0 * label)
-        )
+        if labels is not None:
+            label.fill_(labels)
+        sample = SegDataSample(gt_sem_seg=PixelData(data=label))
         sample.set_metainfo(dict(img_shape=(40, 48), ori_shape=(40, 48)))
         data['inputs'].append(image)
         data['data_samples'].append(sample)
-    return data  # fmt: skip
+    return data
 
 
 def losses(model: nn.Module, **kwargs) -> dict[str, Tensor]:
