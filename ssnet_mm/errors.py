@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec('P')
 R = TypeVar('R')
@@ -14,6 +15,18 @@ R = TypeVar('R')
 
 class UserError(Exception):
     """Something the user can mend; its message is one line: what, where, how to mend."""
+
+
+def require(module: str, package: str, purpose: str) -> Any:
+    """Import a module of a package that only some tasks need.
+
+    Raises:
+        UserError: It is not installed; names the package and what it is needed for.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f'{purpose} needs {package}; run: pip install {package}') from error
 
 
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:

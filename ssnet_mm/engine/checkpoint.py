@@ -8,6 +8,7 @@ declared safe, and nothing else is ever loaded.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -20,9 +21,10 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from ssnet_mm.errors import UserError
+from ssnet_mm.errors import UserError, require
 
 _SHOWN_KEYS = 3  # of each kind of mismatch, so that the message stays one readable line
 
@@ -72,6 +74,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         The dict in the file; tensors are mapped from it, so looking at names and shapes is cheap.
+        Of a ``.safetensors`` file a dict of ``state_dict`` and ``meta``.
 
     Raises:
         UserError: There is no such file, it is no checkpoint, it is cut short, or it asks for more
@@ -81,6 +84,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not os.path.isfile(path):
         what = 'is a folder, not a checkpoint' if os.path.isdir(path) else 'not found'
         raise UserError(f'checkpoint {path} {what}; check the path')
+    if path.endswith('.safetensors'):
+        return _read_safetensors(path)
     try:
         with _history_allowed():
             checkpoint = torch.load(
@@ -99,6 +104,30 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
     return checkpoint
+
+
+def _read_safetensors(path: str) -> dict[str, Any]:
+    """Read a file of ``safetensors``, which holds tensors and strings, and can't hold code."""
+    safetensors = require('safetensors', 'safetensors', f'reading {path}')
+    try:
+        with safetensors.safe_open(path, 'pt') as file:
+            strings = file.metadata() or {}
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except Exception as error:  # its errors are of several kinds
+        denied = isinstance(error, PermissionError)
+        reason = 'no permission' if denied else f'cut short, or another kind of file ({error})'
+        raise UserError(f'{path} is not a readable checkpoint: {reason}') from error
+    try:
+        meta = json.loads(strings['meta'])
+    except (KeyError, ValueError, RecursionError):
+        meta = None  # written by others: whatever strings they put there
+    return {'state_dict': state_dict, 'meta': meta if isinstance(meta, dict) else strings}
+
+
+@CheckpointLoader.register_scheme(prefixes=r'.*\.safetensors$')  # matched as a regular expression
+def _load_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Let mmengine load ``.safetensors`` too, which it does not know."""
+    return read_checkpoint(filename)
 
 
 def load_state_dict(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
+from mmengine.runner import CheckpointLoader
 from mmseg.models import SegTTAModel
 from torch import nn
 
@@ -152,3 +153,22 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path):
     torch.save({'meta': {}}, tmp_path / 'a.pth')
     with pytest.raises(UserError, match='a.pth holds no weights'):
         load_checkpoint(nn.Linear(1, 1), tmp_path / 'a.pth')
+
+
+def test_mmengine_loads_safetensors_through_the_safe_reader(tmp_path):
+    safetensors = pytest.importorskip('safetensors.torch')
+    path = tmp_path / 'a.safetensors'
+    weights = {'w': torch.arange(3.0)}
+    safetensors.save_file(weights, path, {'meta': '{"iter": 3}'})
+    checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    assert checkpoint['meta'] == {'iter': 3} and torch.equal(
+        checkpoint['state_dict']['w'], weights['w']
+    )
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UserError, match='a.safetensors is not a readable checkpoint: cut short'):
+        CheckpointLoader.load_checkpoint(str(path))
+    for other, loader in {
+        'http://x/a.safetensors': 'load_from_http',
+        'a.pth': 'load_from_local',
+    }.items():
+        assert CheckpointLoader._get_checkpoint_loader(other).__name__ == loader
