@@ -1,0 +1,233 @@
+"""What Keras 2 and 3 write: HDF5 files of weights or whole models, and ``.keras`` archives.
+
+Two layouts are found in them. The older one names groups by the layers, the newer one by the
+layers' classes, counted::
+
+    conv1_1/conv1_1/kernel:0              model.save_weights('a.h5') of Keras 2
+    model_weights/conv1_1/conv1_1/kernel  model.save('a.h5') of Keras 2 and 3
+    layers/conv2d/vars/0                  'a.weights.h5' of Keras 2 and 3, and inside of a.keras
+
+Which layer ``conv2d_3`` is, recent versions of Keras 3 say in an attribute; of an archive its
+``config.json`` tells; else it is told by the order of layers in SSNeT's networks.
+
+HDF5 can lead a reader to other files, and can declare arrays without holding them. h5py does the
+parsing, but nothing is followed that Keras does not write: no links, no virtual and no external
+arrays. Of ``config.json`` only names are read; no code in it is looked at.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssnet_mm.errors import UserError, require
+
+from .guard import check_size, damaged
+
+# By Keras' names of the classes in snake case: what ``vars/0``, ``vars/1`` ... are.
+_VARIABLES = {
+    'conv2d': ('kernel', 'bias'),
+    'separable_conv2d': ('depthwise_kernel', 'pointwise_kernel', 'bias'),
+    'conv2d_transpose': ('kernel', 'bias'),
+    'batch_normalization': ('gamma', 'beta', 'moving_mean', 'moving_variance'),
+}
+# SSNeT's layers, as Keras sorts them: by their distance from the output, the score layers last.
+_CONVS = tuple(
+    f'conv{stage}_{i}'
+    for stage, depth in enumerate((2, 2, 3, 3, 3), 1)
+    for i in range(1, depth + 1)
+)
+_ORDER = {
+    'conv2d': (*_CONVS, 'fc1', 'fc2', 'score32', 'score16', 'score8'),
+    'separable_conv2d': (*_CONVS, 'fc1', 'fc2', 'score32', 'score16', 'score8'),
+    'conv2d_transpose': ('upscore32', 'upscore16'),
+    'batch_normalization': tuple(f'{conv}_bn' for conv in _CONVS),
+}
+_CONTAINERS = ('layers', '_layer_checkpoint_dependencies')  # the second in Keras 2.12 to 2.15
+_NOT_WEIGHTS = ('optimizer', 'optimizer_weights', 'metrics')
+_DEPTH, _OBJECTS = 12, 100_000  # of groups; Keras needs six, and a few hundred
+
+
+def read_hdf5(path: str) -> dict[str, Tensor]:
+    """Read an HDF5 file of Keras: names are ``LAYER/NAME``, as ``conv1_1/kernel``.
+
+    Raises:
+        UserError: It is damaged, hostile or not Keras', or does not tell which layer is which.
+    """
+    return _read(path, path, None)
+
+
+def read_keras_zip(path: str) -> dict[str, Tensor]:
+    """Read a ``.keras`` archive, whose sizes the caller has checked; as :func:`read_hdf5`."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            config = json.loads(file.read('config.json'))
+            weights = io.BytesIO(file.read('model.weights.h5'))
+    except Exception as error:  # what fails in a damaged zip is not documented
+        raise damaged(path, error) from error
+    return _read(path, weights, config)
+
+
+def _read(path: str, source: str | io.BytesIO, config: Any) -> dict[str, Tensor]:
+    h5py = require('h5py', 'h5py', f'reading {path}')
+    try:
+        with h5py.File(source, 'r') as file:
+            datasets = dict(_datasets(h5py, path, file))
+            if any(key.split('/')[0] in _CONTAINERS for key in datasets):
+                names = _names_by_class(path, file, datasets, config)
+            else:
+                names = _names_by_layer(path, datasets)
+            by_name: dict[str, Any] = {}
+            for key, name in names.items():
+                if by_name.setdefault(name, datasets[key]) is not datasets[key]:
+                    raise UserError(
+                        f'{path} holds {name} twice; if it is a model within a model, save the '
+                        'inner one alone'
+                    )
+            return _load(path, by_name)
+    except UserError:
+        raise
+    except Exception as error:  # HDF5's errors are of all kinds
+        raise damaged(path, error) from error
+
+
+def _datasets(h5py: Any, path: str, root: Any) -> Iterator[tuple[str, Any]]:
+    """Every array in a file and its path, found through plain links alone."""
+    seen = 0
+
+    def walk(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+        nonlocal seen
+        for name in group:
+            seen += 1
+            if depth > _DEPTH or seen > _OBJECTS:
+                raise UserError(f'{path} is refused: its groups go on without end')
+            key = f'{prefix}{name}'
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise UserError(
+                    f'{path} is refused: {key} is a link to elsewhere, which Keras does not '
+                    'write; save the weights anew in Keras'
+                )
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                yield from walk(item, f'{key}/', depth + 1)
+            elif isinstance(item, h5py.Dataset):
+                yield key, item
+
+    yield from walk(root, '', 1)
+
+
+def _names_by_layer(path: str, datasets: Iterable[str]) -> dict[str, str]:
+    """Paths in the older layout to ``LAYER/NAME``: a layer's group holds ``SCOPE/NAME:0``."""
+    names = {}
+    for key in datasets:
+        layer, *rest = key.removeprefix('model_weights/').split('/')
+        if layer not in _NOT_WEIGHTS and rest:
+            names[key] = f'{layer}/{rest[-1].partition(":")[0]}'
+    if not names:
+        raise UserError(f'{path} holds no weights of Keras layers; is it a Keras file?')
+    return names
+
+
+def _names_by_class(path: str, file: Any, datasets: Iterable[str], config: Any) -> dict[str, str]:
+    """Paths in the newer layout to ``LAYER/NAME``: ``layers/CLASS_COUNT/vars/INDEX``."""
+    names = {}
+    groups: dict[str, dict[int, list[str]]] = defaultdict(dict)  # class: count: paths
+    for key in datasets:
+        container, *rest = key.split('/')
+        if container in _NOT_WEIGHTS or 'seed_generator' in rest:  # a dropout's random state
+            continue
+        found = re.fullmatch(r'([^/]+?)(?:_(\d+))?/vars/\d+', '/'.join(rest))
+        if container in _CONTAINERS and found and found[1] in _VARIABLES:
+            groups[found[1]].setdefault(int(found[2] or 0), []).append(key)
+        else:
+            names[key] = key  # no layer of ours: left for the caller to tell of
+    layers = _layers_of(path, config) if config is not None else None
+    for kind, by_count in groups.items():
+        vars_of = [by_count[count] for count in sorted(by_count)]
+        given = [_name_attribute(file[keys[0].rpartition('/')[0]]) for keys in vars_of]
+        if not all(given):
+            given = list(layers[kind] if layers is not None else _order_of(kind, groups))
+        if len(given) != len(vars_of):
+            whose = 'its config.json' if layers is not None else "SSNeT's network"
+            raise UserError(
+                f'{path} does not tell which layer is which: it has {len(vars_of)} of {kind} with '
+                f'weights, {whose} {len(given)}; save the whole model in Keras: '
+                "model.save('NAME.keras')"
+            )
+        for layer, keys in zip(given, vars_of):
+            for key in keys:
+                index = int(key.rpartition('/')[2])
+                variables = _VARIABLES[kind]
+                if index >= len(variables) or (kind == 'batch_normalization' and len(keys) != 4):
+                    raise UserError(
+                        f'{path}: {layer}, a {kind}, has {len(keys)} weights, not the '
+                        f'{", ".join(variables)} of SSNeT; only its networks can be converted'
+                    )
+                names[key] = f'{layer}/{variables[index]}'
+    return names
+
+
+def _name_attribute(group: Any) -> str:
+    """A layer's name as recent versions of Keras 3 store it, or nothing."""
+    name = group.attrs.get('name')
+    return name if isinstance(name, str) else ''
+
+
+def _order_of(kind: str, groups: Mapping[str, Any]) -> tuple[str, ...]:
+    """The layers of a class in SSNeT, unless dense and separable ones are mixed."""
+    return () if {'conv2d', 'separable_conv2d'} <= groups.keys() else _ORDER[kind]
+
+
+def _layers_of(path: str, config: Any) -> dict[str, list[str]]:
+    """The names of a model's layers by their class in snake case, in order."""
+    layers: dict[str, list[str]] = defaultdict(list)
+    try:
+        for layer in config['config']['layers']:
+            # Conv2D, SeparableConv2D, Conv2DTranspose, BatchNormalization
+            kind = re.sub(r'(?<=[a-z])(?=[A-Z])|(?<=D)(?=T)', '_', layer['class_name']).lower()
+            name = layer['config']['name']
+            if not isinstance(name, str):
+                raise TypeError(f'a layer is named {name!r}')
+            layers[kind].append(name)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f'{path}: its config.json lists no layers; only functional models can be converted'
+        ) from error
+    return layers
+
+
+def _load(path: str, datasets: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the arrays, after everything about them has been looked at."""
+    for name, dataset in datasets.items():
+        if dataset.dtype.kind not in 'fi' or dataset.dtype.itemsize > 8 or dataset.shape is None:
+            raise UserError(
+                f'{path}: {name} is of {dataset.dtype}, not of numbers that can be read; save the '
+                'weights in Keras as float32'
+            )
+        if dataset.is_virtual or dataset.external:
+            raise UserError(
+                f'{path} is refused: {name} lies in another file, which Keras does not write; '
+                'save the weights anew in Keras'
+            )
+    # a chunk is unpacked whole, and may be larger than its array
+    check_size(
+        path,
+        sum(
+            max(d.size, prod(d.chunks) if d.chunks else 0) * d.dtype.itemsize
+            for d in datasets.values()
+        ),
+    )
+    tensors = {}
+    for name, dataset in datasets.items():
+        array = dataset[()]
+        tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder('='), copy=False))
+    return tensors
