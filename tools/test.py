@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ssnet_mm.deploy import FuseHook
 from ssnet_mm.engine import launch
 from ssnet_mm.errors import exit_on_user_error
 
@@ -22,6 +23,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--wait-time', type=float, default=2, help='seconds that --show waits (default: 2)'
+    )
+    parser.add_argument(
+        '--fuse',
+        action='store_true',
+        help='test the model as it is deployed, batch norms folded',
     )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args(argv)
@@ -42,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         launch.use_tta(cfg)
     if args.out is not None:
         launch.write_predictions(cfg, args.out)
-    launch.run(cfg, 'test')
+    launch.run(cfg, 'test', hooks=[FuseHook()] if args.fuse else [])
 
 
 if __name__ == '__main__':

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
@@ -131,12 +132,13 @@ def paint_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: 
         cfg.visualizer['save_dir'] = show_dir
 
 
-def run(cfg: Config, mode: str) -> None:
+def run(cfg: Config, mode: str, hooks: Sequence[Hook] = ()) -> None:
     """Check a config, build its Runner, and train or test.
 
     Args:
         cfg: With ``work_dir`` and ``launcher`` set.
         mode: 'train' or 'test'.
+        hooks: Hooks to add to those of the config.
 
     Raises:
         UserError: From ``preflight``, or a mistake in the config that only building shows.
@@ -148,6 +150,8 @@ def run(cfg: Config, mode: str) -> None:
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if not any(isinstance(hook, PlainCheckpointHook) for hook in runner.hooks):
         runner.register_hook(PlainCheckpointHook())  # no unsafe or partial loading in our tools
+    for hook in hooks:
+        runner.register_hook(hook)
     try:
         runner.train() if mode == 'train' else runner.test()
     except torch.cuda.OutOfMemoryError as error:

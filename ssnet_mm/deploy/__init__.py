@@ -1,0 +1,23 @@
+"""Faster, smaller, elsewhere: what follows training.
+
+A name is imported when it is first used: what runs an exported model needs neither torch nor a
+segmentation toolbox.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .fusion import FuseHook, fuse
+
+_HOMES = {'FuseHook': 'fusion', 'fuse': 'fusion'}  # a public name, and the module it comes from
+
+__all__ = ['FuseHook', 'fuse']
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'{__name__}.{_HOMES[name]}'), name)

@@ -1,0 +1,250 @@
+"""A network made ready for inference: the same outputs from fewer layers.
+
+torch has the arithmetic of folding a norm into a convolution, and mmcv a walker over modules
+(``mmcv.cnn.fuse_conv_bn``). That one takes every norm which is *defined* after a convolution for
+one that *runs* after it, and does not look into separable layers. Here a pair is folded only where
+the class that runs it is known, and everything else stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from mmcv.cnn import Conv2d as MMCVConv2d
+from mmcv.cnn import ConvModule
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ssnet_mm.layers import SeparableConv2d
+from ssnet_mm.models import VGG16
+
+# Exact types: a subclass may compute something else (deformable convolution, parametrisation).
+_CONVS = (nn.Conv2d, MMCVConv2d)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_DROPOUTS = (nn.Dropout, nn.Dropout2d)
+
+# Classes whose `forward` runs `norm<i>` on the output of `conv<i>`, and nothing else reads that.
+# By the forward's home: subclasses that keep it (ResNetV1c, ResNeXt's blocks) are meant as well.
+_NUMBERED_PAIRS = {
+    f'{toolbox}.models.backbones.{name}.forward': numbers
+    for toolbox in ('mmseg', 'mmpretrain')
+    for name, numbers in (
+        ('resnet.BasicBlock', (1, 2)),
+        ('resnet.Bottleneck', (1, 2, 3)),
+        ('resnet.ResNet', (1,)),  # the stem
+        ('hrnet.HRNet', (1, 2)),  # the stem
+    )
+}
+
+# Up to here one dense kernel is faster than a depthwise and a pointwise one: the image's channels.
+_DENSE_CHANNELS = 4
+
+
+def fuse(model: nn.Module, *, channels_last: bool = True) -> nn.Module:
+    """Copy a model for inference, with the same outputs from fewer layers.
+
+    - A batch norm is folded into the convolution it follows, in a separable layer into the
+      pointwise half: in ``ConvModule``, ``nn.Sequential`` and the blocks and stems of ResNet and
+      HRNet. Where it is not certain what a norm follows, or where hooks are attached or a layer is
+      shared, all stays as it is.
+    - A ``SeparableConv2d`` of 1x1, or on at most four channels (the image), becomes one
+      ``nn.Conv2d``.
+    - The last ReLU of each stage of ``VGG16`` comes after the max-pooling, on a quarter of the
+      pixels: the maximum of what is clipped is the clipped maximum.
+    - The dropout of ``VGG16`` and of decode heads is gone.
+
+    What a layer's owner does with it is taken from the owner's class; code that reaches into a
+    block from outside, to read what a convolution gave before its norm, finds it normalised.
+
+    The result is for inference only: in eval mode, without gradients. ``train()`` brings back
+    neither norms nor dropout, and its checkpoints do not fit the model that it was made from. Fuse
+    again after further training: nothing is shared with the original, which is left as it was.
+
+    Args:
+        model: Any module: a whole segmentor, or a part.
+        channels_last: Lay out the weights for channels-last convolutions, which the activations
+            then follow. The outputs are of that layout too; their shapes are the same.
+
+    Returns:
+        The copy, on the same device and of the same type.
+
+    Source:
+        The folding is section 3.2 of B. Jacob et al., "Quantization and Training of Neural Networks
+        for Efficient Integer-Arithmetic-Only Inference", https://arxiv.org/abs/1712.05877.
+
+    Example:
+        >>> import torch
+        >>> from ssnet_mm import build_model
+        >>> from ssnet_mm.deploy import fuse
+        >>> model = build_model(21, conv_type='ds', base_channels=8, fc_channels=32).eval()
+        >>> fused = fuse(model)
+        >>> image = torch.rand(1, 3, 97, 131)
+        >>> out, expected = (net(image, mode='tensor') for net in (fused, model))
+        >>> torch.allclose(out, expected, atol=1e-4)
+        True
+    """
+    root = nn.ModuleList([copy.deepcopy(model)])
+    norms = _count(root, _NORMS)
+    with torch.no_grad():
+        _fold_norms(root)
+        merged = _merge_separable(root)
+        for module in root.modules():
+            if type(module).forward is VGG16.forward:
+                _activate_after_pooling(module)
+            if isinstance(module, (VGG16, BaseDecodeHead)):
+                for name, child in module.named_children():
+                    if type(child) in _DROPOUTS and not _is_hooked(child):
+                        setattr(module, name, nn.Identity())
+    if channels_last:
+        for module in root.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                module.to(memory_format=torch.channels_last)
+    root.eval().requires_grad_(False)
+    print_log(
+        f'Fused for inference: {norms - _count(root, _NORMS)} of {norms} batch norms folded, '
+        f'{merged} separable layers made plain convolutions',
+        'current',
+    )
+    return root[0]
+
+
+class FuseHook(Hook):
+    """Have a Runner test the fused model, after its weights are loaded."""
+
+    priority = 'LOWEST'  # after EMAHook has put its averages in
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        if is_model_wrapper(runner.model):  # distributed: it passes the test steps on
+            runner.model.module = fuse(runner.model.module)
+        else:
+            runner.model = fuse(runner.model)
+
+
+class _FoldedConvModule(ConvModule):
+    """A ConvModule whose norm is in its convolution for good."""
+
+    def forward(self, x: Tensor, activate: bool = True, norm: bool = True) -> Tensor:
+        if not norm:
+            raise RuntimeError('this ConvModule was fused: it can not run without its norm')
+        return super().forward(x, activate)
+
+
+def _count(module: nn.Module, types: tuple[type[nn.Module], ...]) -> int:
+    return sum(type(m) in types for m in module.modules())
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether calling it does, or may do, more than its class says (spectral norm, pruning)."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or 'forward' in vars(module))
+
+
+def _users(root: nn.Module) -> Counter[int]:
+    """How many places a module is registered in, by its id."""
+    return Counter(id(c) for m in root.modules() for c in m._modules.values() if c is not None)
+
+
+def _pairs(module: Any) -> Iterator[tuple[Any, Any]]:
+    """Neighbours of which a module runs the second on the output of the first, and only there."""
+    forward = type(module).forward
+    if 'forward' in vars(module):
+        return
+    if forward is nn.Sequential.forward:
+        yield from pairwise(module._modules.values())
+    elif type(module) is ConvModule:
+        order = ''.join(step[0] for step in module.order if step != 'act' or module.with_activation)
+        if 'cn' in order and module.with_norm:
+            yield module.conv, module.norm
+    else:
+        home = f'{forward.__module__}.{forward.__qualname__}'
+        for i in _NUMBERED_PAIRS.get(home, ()):
+            yield getattr(module, f'conv{i}', None), getattr(module, f'norm{i}', None)
+
+
+def _fold_norms(root: nn.Module) -> None:
+    users = _users(root)
+
+    def certain(*modules: nn.Module) -> bool:
+        return all(users[id(m)] == 1 and not _is_hooked(m) for m in modules)
+
+    module: Any
+    for module in list(root.modules()):
+        names = {child: name for name, child in module.named_children()}
+        for layer, norm in list(_pairs(module)):
+            conv: Any = layer.pointwise if type(layer) is SeparableConv2d else layer
+            if type(conv) not in _CONVS or type(norm) not in _NORMS or norm.running_mean is None:
+                continue
+            if norm not in names or not certain(*layer.modules(), norm):
+                continue
+            conv.weight, conv.bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var,
+                norm.eps, norm.weight, norm.bias,
+            )  # fmt: skip
+            setattr(module, names[norm], nn.Identity())
+            if type(module) is ConvModule:
+                module.efficient_conv_bn_eval_forward = None  # it would fold what is folded
+                module.__class__ = _FoldedConvModule
+
+
+def _merge_separable(root: nn.Module) -> int:
+    """Replace separable layers by dense ones where that is less work; return how many."""
+    dense: dict[int, nn.Conv2d | None] = {}  # a shared layer stays shared
+    for module in list(root.modules()):
+        for name, child in module._modules.items():
+            if type(child) is not SeparableConv2d:
+                continue
+            if id(child) not in dense:
+                dense[id(child)] = _as_dense(child)
+            if (conv := dense[id(child)]) is not None:
+                module._modules[name] = conv
+    return sum(conv is not None for conv in dense.values())
+
+
+def _as_dense(layer: SeparableConv2d) -> nn.Conv2d | None:
+    """The one convolution that computes the same, or None where the pair is less work."""
+    depthwise: Any = layer.depthwise  # its tuples of two are tuples of int to torch's hints
+    pointwise = layer.pointwise
+    if depthwise.kernel_size != (1, 1) and depthwise.in_channels > _DENSE_CHANNELS:
+        return None
+    if type(depthwise) not in _CONVS or type(pointwise) not in _CONVS:
+        return None
+    if any(_is_hooked(module) for module in layer.modules()):
+        return None
+    conv = nn.Conv2d(
+        depthwise.in_channels,
+        pointwise.out_channels,
+        depthwise.kernel_size,
+        stride=depthwise.stride,
+        padding=depthwise.padding,
+        dilation=depthwise.dilation,
+        bias=pointwise.bias is not None,
+        padding_mode=depthwise.padding_mode,
+        device='meta',  # nothing is drawn: the caller's random numbers stay as they are
+    )
+    conv.weight = nn.Parameter(pointwise.weight * depthwise.weight.transpose(0, 1))
+    conv.bias = pointwise.bias
+    return conv
+
+
+def _activate_after_pooling(backbone: Any) -> None:
+    """ReLU and max-pooling in the cheaper order; both keep the order of values."""
+    for i, stage in enumerate(backbone.stages):
+        last = stage[-1]
+        if not isinstance(last, ConvModule) or last.order[-1] != 'act':
+            continue
+        if type(getattr(last, 'activate', None)) is not nn.ReLU:
+            continue
+        if any(map(_is_hooked, (stage, last, last.activate, backbone.pools[i]))):
+            continue
+        backbone.pools[i] = nn.Sequential(backbone.pools[i], last.activate)
+        last.with_activation = False
+        del last.activate
