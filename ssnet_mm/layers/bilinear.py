@@ -1,0 +1,35 @@
+"""The weights with which a transposed convolution upsamples bilinearly.
+
+Source: Caffe's ``BilinearFiller``,
+https://github.com/BVLC/caffe/blob/master/include/caffe/filler.hpp.
+"""
+
+from math import ceil
+
+import torch
+from torch import Tensor
+
+
+def bilinear_kernel(channels: int, kernel_size: int = 4) -> Tensor:
+    """Weights of a transposed convolution that upsamples each channel bilinearly.
+
+    A kernel of size 2s belongs to stride s. Away from the border, and with padding s / 2, its
+    output then equals that of ``F.interpolate(scale_factor=s, mode='bilinear',
+    align_corners=False)``.
+
+    Args:
+        channels: Channels in and out; each is upsampled by itself.
+        kernel_size: Height and width of the kernel. Odd sizes follow Caffe's formula too.
+
+    Returns:
+        Tensor of shape (channels, channels, kernel_size, kernel_size), zero off the diagonal.
+
+    Example:
+        >>> bilinear_kernel(1)[0, 0, 0]
+        tensor([0.0625, 0.1875, 0.1875, 0.0625])
+    """
+    centre = (kernel_size - 1) / 2
+    line = 1 - (torch.arange(kernel_size) - centre).abs() / ceil(kernel_size / 2)
+    weight = torch.zeros(channels, channels, kernel_size, kernel_size)
+    weight[range(channels), range(channels)] = torch.outer(line, line)
+    return weight
