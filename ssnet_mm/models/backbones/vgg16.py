@@ -76,6 +76,10 @@ class VGG16(BaseModule):
         strides: Stride of the max-pooling that ends each stage, 1 or 2.
         dilations: Dilation of each stage's convolutions and pooling.
         fc_dilation: Dilation of fc6.
+        image_padding: Padding of the first convolution, in pixels; ``None`` keeps the image's size.
+            Caffe's FCN has 100.
+        fc6_padding: Padding of fc6; ``None`` keeps the size of pool5's map. Caffe's FCN has 0,
+            which takes 6 * fc_dilation rows and columns off.
         frozen_stages: Freeze so many stages, from the first; 6 freezes fc6 and fc7 too; -1 or 0
             freezes nothing. A frozen stage gets no gradient and its norm layers stay in eval mode.
         norm_eval: Keep all norm layers in eval mode in training.
@@ -83,11 +87,13 @@ class VGG16(BaseModule):
             default for ConvModule.
 
     Raises:
-        ValueError: If a width, index, stride, dilation or stage number makes no sense.
+        ValueError: If a width, index, stride, dilation, padding or stage number makes no sense, or
+            if, at run time, an image is too small for an fc6 with less padding.
 
     Shape:
         (N, in_channels, H, W) to a tuple of (N, C, ceil(H / s), ceil(W / s)), s = 2, 4, 8, 16, 32
-        for pool1..pool5 and 32 for fc7; any H, W >= 1.
+        for pool1..pool5 and 32 for fc7; any H, W >= 1. With ``image_padding=p`` read H + 2p - 2
+        and W + 2p - 2 for H and W; with ``fc6_padding=0`` fc7 is 6 rows and columns smaller.
 
     Example:
         >>> import torch
@@ -112,6 +118,8 @@ class VGG16(BaseModule):
         strides: Sequence[int] = (2, 2, 2, 2, 2),
         dilations: Sequence[int] = (1, 1, 1, 1, 1),
         fc_dilation: int = 1,
+        image_padding: int | None = None,
+        fc6_padding: int | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         init_cfg: dict | list[dict] | None = None,
@@ -139,6 +147,14 @@ class VGG16(BaseModule):
         strides, dilations = _per_stage('strides', strides), _per_stage('dilations', dilations)
         if max(strides) > 2:
             raise ValueError(f'strides must be 1 or 2, got {strides}')
+        if image_padding is None:
+            image_padding = dilations[0]
+        elif image_padding < dilations[0]:  # less would shrink the smallest images to nothing
+            raise ValueError(f'image_padding must be at least {dilations[0]}, got {image_padding}')
+        if fc6_padding is None:
+            fc6_padding = 3 * fc_dilation
+        elif fc6_padding < 0:
+            raise ValueError(f'fc6_padding must be at least 0, got {fc6_padding}')
 
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
@@ -159,7 +175,7 @@ class VGG16(BaseModule):
                         channels,
                         base_channels * factor,
                         3,
-                        padding=dilation,
+                        padding=dilation if self.stages or stage else image_padding,
                         dilation=dilation,
                         conv_cfg=conv_cfg,
                         norm_cfg=norm_cfg,
@@ -172,10 +188,12 @@ class VGG16(BaseModule):
         self.fc6: ConvModule | None = None
         self.fc7: ConvModule | None = None
         if FC_INDEX in out_indices and fc_channels is not None:
-            fc6_shape = dict(kernel_size=7, padding=3 * fc_dilation, dilation=fc_dilation)
+            fc6_shape = dict(kernel_size=7, padding=fc6_padding, dilation=fc_dilation)
             self.fc6 = _conv_module(channels, fc_channels, conv_cfg=conv_cfg, **fc6_shape)
             self.fc7 = _conv_module(fc_channels, fc_channels, 1, conv_cfg=conv_cfg)
             self.dropout = nn.Dropout(dropout_ratio)
+            # How large pool5's map must be for fc6; 'same' padding takes any.
+            self.fc6_needs = max(6 * fc_dilation + 1 - 2 * fc6_padding, 1)
         self._freeze()
 
     def _freeze(self) -> None:
@@ -199,11 +217,18 @@ class VGG16(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map an image batch to the levels in ``out_indices``, in that order."""
+        size = x.shape[2:]
         levels: list[Tensor] = []  # strides 1/2, 1/4, 1/8, 1/16, 1/32, and 1/32 for fc7
         for stage, pool in zip(self.stages, self.pools, strict=True):
             x = pool(stage(x))
             levels.append(x)
         if self.fc6 is not None and self.fc7 is not None:
+            if self.fc6_needs > 1 and min(x.shape[2:]) < self.fc6_needs:
+                raise ValueError(
+                    f'an image of {size[0]}x{size[1]} is too small: it reaches fc6 as '
+                    f'{x.shape[2]}x{x.shape[3]}, which must be {self.fc6_needs} or more each way: '
+                    'raise image_padding or fc6_padding'
+                )
             x = self.dropout(self.fc6(x))
             levels.append(self.dropout(self.fc7(x)))
         return tuple(levels[i] for i in self.out_indices)

@@ -266,6 +266,54 @@ def test_makes_only_the_stages_it_needs(out_indices, stages, has_fc):
 
 
 @CONV_CFGS
+@pytest.mark.parametrize('padding', [2, 100])
+def test_image_padding_is_a_border_of_zeros_around_the_image(padding, conv_cfg):
+    net, padded = (
+        tiny(out_indices=range(6), conv_cfg=conv_cfg, image_padding=p) for p in (None, padding)
+    )
+    padded.load_state_dict(biased(net.eval()).state_dict())
+    x = torch.rand(1, 3, 33, 31)
+    bordered = F.pad(x, [padding - 1] * 4)  # the last pixel is the convolution's own padding
+
+    for level, expected in zip(padded.eval()(x), net(bordered), strict=True):
+        torch.testing.assert_close(level, expected)
+
+
+@CONV_CFGS
+@pytest.mark.parametrize(('padding', 'dilation'), [(0, 1), (1, 1), (4, 2)])
+def test_less_padding_of_fc6_leaves_its_border_out(padding, dilation, conv_cfg):
+    kwargs = dict(conv_cfg=conv_cfg, fc_dilation=dilation)
+    net, less = tiny(**kwargs), tiny(**kwargs, fc6_padding=padding)
+    less.load_state_dict(biased(net.eval()).state_dict())
+    x = torch.rand(1, 3, 420, 500)
+    border = 3 * dilation - padding
+
+    (*_, whole), (*_, inner) = net(x), less.eval()(x)
+    torch.testing.assert_close(inner, whole[:, :, border:-border, border:-border])
+    assert inner.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'needed', 'least'),
+    [
+        (dict(fc6_padding=0), 7, 193),  # 6 * 32 + 1
+        (dict(fc6_padding=2), 3, 65),
+        (dict(fc6_padding=0, image_padding=81), 7, 33),  # 193 - 2 * 80
+        (dict(fc6_padding=0, image_padding=100), 7, 1),  # Caffe's padding takes any image
+    ],
+)
+def test_an_image_too_small_for_fc6_is_named(kwargs, needed, least):
+    net = tiny(**kwargs).eval()
+    assert net(torch.rand(1, 3, least, least + 40))[-1].shape[2] == 1
+    if least > 1:
+        match = (
+            f'image of {least + 40}x{least - 1} is too small.*must be {needed} or more.*fc6_padding'
+        )
+        with pytest.raises(ValueError, match=match):
+            net(torch.rand(1, 3, least + 40, least - 1))
+
+
+@CONV_CFGS
 @pytest.mark.parametrize('out_indices', [(0,), (2, 3), (4,), (2, 3, 5)])
 def test_every_parameter_gets_a_gradient(out_indices, conv_cfg):
     net = tiny(out_indices=out_indices, conv_cfg=conv_cfg, base_channels=4)
@@ -404,6 +452,12 @@ def test_takes_images_of_other_depths():
             dict(frozen_stages=6, fc_channels=None, out_indices=(4,)),
             r'frozen_stages must lie in -1\.\.5, got 6',
         ),
+        (dict(image_padding=0), 'image_padding must be at least 1, got 0'),
+        (
+            dict(image_padding=1, dilations=(2, 1, 1, 1, 1)),
+            'image_padding must be at least 2, got 1',
+        ),
+        (dict(fc6_padding=-1), 'fc6_padding must be at least 0, got -1'),
         (dict(strides=(2, 2, 2)), r'strides must be 5 positive integers, got \(2, 2, 2\)'),
         (dict(strides=(2, 2, 2, 2, 0)), 'strides must be 5 positive integers'),
         (dict(strides=(2, 2, 2, 2, 3)), r'strides must be 1 or 2, got \(2, 2, 2, 2, 3\)'),
