@@ -134,6 +134,33 @@ def test_prediction_is_the_bilinear_enlargement_of_the_logits(size):
     torch.testing.assert_close(logits, expected)
 
 
+@pytest.mark.parametrize('align_corners', [False, True])
+def test_to_image_is_what_a_prediction_does(align_corners):
+    head = make_head(align_corners=align_corners).eval()
+    inputs = make_levels(3, 65, 97)
+    meta = dict(img_shape=(60, 90), pad_shape=(65, 97))
+    expected = head.predict(inputs, [meta] * 2, test_cfg=None)
+
+    torch.testing.assert_close(head.to_image(head(inputs), (65, 97)), expected, rtol=0, atol=0)
+    window = dict(meta, img_shape=torch.Size((33, 31)))  # of a sliding window
+    assert head.predict(inputs, [window] * 2, test_cfg=None).shape == (2, 5, 33, 31)
+
+
+def test_level_scales_are_factors_on_the_levels():
+    scales = (1e-4, 1e-2, 3.0)
+    head, plain = with_random_weights(make_head(level_scales=scales)), make_head()
+    plain.load_state_dict(head.state_dict())
+    inputs = make_levels(3, 65, 97)
+
+    expected = plain([level * scale for level, scale in zip(inputs, scales)])
+    torch.testing.assert_close(head(inputs), expected)
+
+
+def test_refuses_level_scales_that_do_not_match():
+    with pytest.raises(ValueError, match=r'level_scales must be 3 numbers.*got \(1, 2\)'):
+        make_head(3, level_scales=(1, 2))
+
+
 @CONV_CFGS
 def test_init_weights_keeps_the_start(conv_cfg):
     head = make_head(conv_cfg=conv_cfg)
