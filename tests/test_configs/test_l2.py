@@ -48,11 +48,11 @@ def _load(name):
 
 
 def _kernels(model):
-    """Find the conv kernels by the layers they are in, depthwise and transposed ones too."""
+    """Find the conv kernels that learn by their layers, depthwise and transposed ones too."""
     return {
         f'{name}.weight': module.weight
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module.weight.requires_grad
     }
 
 
@@ -86,8 +86,10 @@ def test_decay_is_twice_l2_for_conv_kernels_and_nothing_for_the_rest(name):
         id(parameter): group['weight_decay']
         for group in optim_wrapper.optimizer.param_groups
         for parameter in group['params']
+        if parameter.requires_grad
     }
-    actual = {name: decays.pop(id(parameter)) for name, parameter in model.named_parameters()}
+    learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    actual = {name: decays.pop(id(parameter)) for name, parameter in learned}
     assert actual == {name: 2 * cfg.l2 if name in kernels else 0.0 for name in actual}
     assert not decays
 
@@ -108,6 +110,34 @@ def test_the_paper_doubles_the_rate_of_biases_in_a_net_without_batch_norm():
     actual = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
     assert sum(name.endswith('.bias') for name in actual) == 18
     assert actual == {name: 2e-4 if name.endswith('.bias') else 1e-4 for name in actual}
+
+
+def test_caffes_steps_double_the_rate_of_biases_and_leave_the_upsampling_alone():
+    """Against Caffe's update rule by hand: the rate goes into the momentum, not on it."""
+    _, model, optim_wrapper = _load('fcn8_voc_caffe')
+    lr, momentum, decay = 1e-14, 0.99, 5e-4  # of voc-fcn8s/solver.prototxt
+    before = _copy_parameters(model)
+    expected, speed = dict(before), dict.fromkeys(before, 0.0)
+    image = torch.randn(1, 3, 20, 30, dtype=torch.float64)
+    for _ in range(3):
+        optim_wrapper.zero_grad()
+        loss = 1e12 * model(image, mode='tensor').square().mean()  # so that a step shows
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            if 'scores' in name or 'backbone' in name:
+                bias = name.endswith('.bias')
+                grad = parameter.grad + (0 if bias else decay) * expected[name]
+                speed[name] = momentum * speed[name] + (2 * lr if bias else lr) * grad
+                expected[name] = expected[name] - speed[name]
+        optim_wrapper.step()
+    actual = _copy_parameters(model)
+    assert _max_difference(actual, expected) < 1e-12
+    same = {name for name, value in actual.items() if torch.equal(value, before[name])}
+    assert same == {
+        f'decode_head.{name}.weight' for name in ('upsamples.0', 'upsamples.1', 'final')
+    }
+    moved = [(actual[name] - before[name]).abs().max() for name in before if name not in same]
+    assert min(moved) > 1e-9
 
 
 @pytest.mark.parametrize('name', ['fcn8_voc', 'fastfcn8_voc', 'fcn8_voc_paper'])

@@ -1,0 +1,7 @@
+# The published FCN-8s that learned all at once from VGG16: pool3 and pool4 are scaled down before
+# they are scored (voc-fcn8s-atonce).
+_base_ = './fcn8_voc_caffe.py'
+
+model = dict(decode_head=dict(level_scales=[1e-4, 1e-2, 1.0]))
+optim_wrapper = dict(optimizer=dict(lr=1e-10))
+train_cfg = dict(max_iters=300000)
