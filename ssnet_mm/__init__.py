@@ -17,7 +17,7 @@ for _module in ('mmengine', 'mmcv', 'mmseg'):
             'or pip install "ssnet_mm[openmmlab]" (the original packages).'
         )
 
-from . import engine  # noqa: E402
+from . import engine, weights  # noqa: E402
 from .datasets import CamVidDataset  # noqa: E402
 from .layers import SeparableConv2d  # noqa: E402
 from .models import (  # noqa: E402
@@ -37,5 +37,6 @@ __all__ = [
     'VGG16',
     'build_model',
     'engine',
+    'weights',
     '__version__',
 ]

@@ -79,11 +79,11 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     with config_errors(f'the model of {cfg.filename}'):
         model = revert_sync_batchnorm(init_model(cfg, checkpoint=None, device='cpu'))
     meta = load_checkpoint(model, checkpoint).get('meta', {})
-    model.dataset_meta = meta.get('dataset_meta') or _config_meta(cfg)
+    model.dataset_meta = meta.get('dataset_meta') or config_meta(cfg)
     return model.to(device)
 
 
-def _config_meta(cfg: Config) -> dict[str, Any]:
+def config_meta(cfg: Config) -> dict[str, Any]:
     """Classes and palette of the config's data set; it need not be on this machine."""
     if not cfg.get('test_dataloader'):
         return {}

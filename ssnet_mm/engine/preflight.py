@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import init_default_scope
+from mmengine.registry import WEIGHT_INITIALIZERS, init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
 from ssnet_mm.engine.checkpoint import load_checkpoint, read_checkpoint
@@ -46,10 +46,13 @@ def preflight(cfg: Config, mode: str) -> None:
             check_data(cfg, loader, num_classes)
         elif loader != 'val_dataloader':
             raise UserError(f'{cfg.filename} has no {loader}, which {mode}ing needs')
-    for path in pretrained_weights(cfg.model) if mode == 'train' else ():
-        read_checkpoint(path)
-    if mode == 'train' and hasattr(model, 'load_teacher'):
-        model.load_teacher()
+    if mode == 'train':
+        for path in pretrained_weights(cfg.model):
+            read_checkpoint(path)
+        with config_errors(f'init_cfg in {cfg.filename}'):
+            check_initializers(model)
+        if hasattr(model, 'load_teacher'):
+            model.load_teacher()
     checkpoint = checkpoint_to_load(cfg.get('load_from'), cfg.get('resume', False), cfg.work_dir)
     if checkpoint:
         load_checkpoint(model, checkpoint)
@@ -64,6 +67,17 @@ def config_errors(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f'{where}: {describe(error)}') from error
+
+
+def check_initializers(model: Any) -> None:
+    """Would the initializers that can tell, ``ForeignPretrained``, find what they need?"""
+    for module in model.modules():
+        cfgs = getattr(module, 'init_cfg', None) or []
+        for cfg in [cfgs] if isinstance(cfgs, dict) else cfgs:
+            kind = cfg.get('type')
+            kind = WEIGHT_INITIALIZERS.get(kind) if isinstance(kind, str) else kind
+            if hasattr(kind, 'check'):
+                WEIGHT_INITIALIZERS.build(copy.deepcopy(cfg)).check(module, model)
 
 
 def describe(error: BaseException) -> str:

@@ -1,1 +1,41 @@
-"""Other people's weights, read and turned into ours."""
+"""Other people's VGG16 and FCN weights, and our own, turned into what a net of ours takes.
+
+Pure functions from state dicts to state dicts, each with an account of every tensor: what was used,
+what was left, and why. A tensor that is missing or misshapen is an error that names it.
+"""
+
+from .conversion import Conversion, Input, with_bn_eps
+from .factorize import factorize, factorized
+from .fit import fit, with_num_classes
+from .initializer import ForeignPretrained, load_foreign, load_into
+from .read import read_weights
+from .sources import (
+    SOURCES,
+    detect,
+    from_caffe,
+    from_keras,
+    from_mmpretrain,
+    from_ours,
+    from_torchvision,
+)
+
+__all__ = [
+    'SOURCES',
+    'Conversion',
+    'ForeignPretrained',
+    'Input',
+    'detect',
+    'factorize',
+    'factorized',
+    'fit',
+    'from_caffe',
+    'from_keras',
+    'from_mmpretrain',
+    'from_ours',
+    'from_torchvision',
+    'load_foreign',
+    'load_into',
+    'read_weights',
+    'with_bn_eps',
+    'with_num_classes',
+]

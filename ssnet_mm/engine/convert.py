@@ -1,0 +1,128 @@
+"""Foreign weights written as a checkpoint of ours."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+from torch import Tensor
+
+from ssnet_mm.engine.backends import atomic_write
+from ssnet_mm.engine.bn import estimate_bn_from_config
+from ssnet_mm.engine.hooks import to_plain
+from ssnet_mm.engine.predict import config_meta
+from ssnet_mm.engine.preflight import config_errors
+from ssnet_mm.errors import UserError
+from ssnet_mm.version import __version__
+from ssnet_mm.weights import (
+    Conversion,
+    load_foreign,
+    load_into,
+    with_bn_eps,
+    with_num_classes,
+)
+from ssnet_mm.weights.read import write_safetensors
+
+SUFFIXES = ('.pth', '.safetensors')
+OUR_EPS = 1e-3  # of batch norm in our configs
+
+
+def convert_weights(
+    path: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    source: str = 'auto',
+    *,
+    cfg: Config | None = None,
+    num_classes: int | None = None,
+    factorize: bool = False,
+    bn_eps: float | None = None,
+    bn_batches: int = 0,
+    skip: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Conversion:
+    """Convert a file of weights into a checkpoint that mmseg's tools load.
+
+    Args:
+        path: The file; see :func:`ssnet_mm.weights.load_foreign`.
+        dest: The checkpoint to write, ``.pth`` or ``.safetensors``.
+        source: Whose weights they are, or 'auto'.
+        cfg: Write a checkpoint of this config's whole net; what the weights lack is as the net is
+            built. Without it only what was converted is written.
+        num_classes: Make the score layers anew for so many classes; only without ``cfg``, whose
+            net has a number of classes.
+        factorize: Split dense convolutions into the separable ones closest to them.
+        bn_eps: The epsilon of the batch norm that will take the weights; None is 1e-3, that of our
+            configs. Only without ``cfg``, whose net has one.
+        bn_batches: Estimate batch norm's running statistics on so many batches of the config's
+            training images; 0 leaves them.
+        skip: Beginnings of names that stay as the net is built.
+        overwrite: Whether ``dest`` may be replaced.
+
+    Returns:
+        The account of what was used, left and made anew.
+
+    Raises:
+        UserError: The weights can't be read or do not fit, or the checkpoint can't be written.
+    """
+    dest = Path(dest)
+    if dest.suffix not in SUFFIXES:
+        raise UserError(f'{dest}: a checkpoint ends in {" or ".join(SUFFIXES)}')
+    if dest.exists() and not overwrite:
+        raise UserError(f'{dest} is there already; choose another name, or say --overwrite')
+    if cfg is None and (bn_batches or skip):
+        raise UserError('estimating batch norm and skipping parameters need a net: give --config')
+    if cfg is not None and (num_classes is not None or bn_eps is not None):
+        raise UserError(
+            "--num-classes and --bn-eps are the config's with --config; change them there, as in "
+            '--cfg-options model.decode_head.num_classes=N'
+        )
+    conversion = load_foreign(path, source, factorize)
+    meta: dict[str, Any] = dict(ssnet_mm_version=__version__, source=conversion.source)
+    state: dict[str, Tensor]
+    if cfg is None:
+        if num_classes is not None:
+            conversion = with_num_classes(conversion, num_classes)
+        conversion = with_bn_eps(conversion, OUR_EPS if bn_eps is None else bn_eps)
+        state = conversion.state_dict
+    else:
+        model = _build(cfg)
+        conversion = load_into(model, conversion, skip, str(path))
+        if bn_batches:
+            estimate_bn_from_config(model, cfg, bn_batches)
+        state = model.state_dict()
+        meta['dataset_meta'] = config_meta(cfg)
+    _write(dest, state, to_plain(meta))
+    return conversion
+
+
+def _build(cfg: Config) -> Any:
+    """The config's net with fresh weights; other pretrained weights it names are not read."""
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    with config_errors(f'the model of {cfg.filename}'):
+        model: Any = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
+        for module in model.modules():
+            if 'Pretrained' in str(getattr(module, 'init_cfg', None)):
+                module.init_cfg = None
+        model.init_weights()
+    return model
+
+
+def _write(dest: Path, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    try:
+        if dest.suffix == '.safetensors':
+            write_safetensors(dest, state, meta)
+        else:
+            data = io.BytesIO()
+            torch.save(dict(meta=meta, state_dict=state), data)
+            atomic_write(dest, data.getvalue())
+    except OSError as error:
+        raise UserError(f"can't write {dest}: {error.strerror}; choose another DEST") from error

@@ -1,0 +1,215 @@
+"""Foreign weights named in a config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.model.weight_init import update_init_info
+from mmengine.registry import WEIGHT_INITIALIZERS
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssnet_mm.errors import UserError
+
+from .conversion import Conversion, Input, with_bn_eps
+from .factorize import factorized
+from .fit import fit
+from .read import read_weights
+from .sources import SOURCES, detect
+
+
+def load_foreign(
+    path: str | os.PathLike[str], source: str = 'auto', factorize: bool = False
+) -> Conversion:
+    """Read a file and turn its weights into ours.
+
+    Args:
+        path: ``.pth``, ``.safetensors``, ``.npz``, ``.h5``, ``.keras`` or ``.caffemodel``.
+        source: A key of :data:`ssnet_mm.weights.SOURCES`, or 'auto' to tell by the names.
+        factorize: Split dense convolutions into the separable ones closest to them.
+
+    Raises:
+        UserError: The file can't be read, or is not a whole net of that source.
+    """
+    if source not in ('auto', *SOURCES):
+        raise UserError(f'source must be one of auto, {", ".join(SOURCES)}, got {source!r}')
+    tensors = read_weights(path).tensors
+    with named(path):
+        conversion = SOURCES[detect(tensors) if source == 'auto' else source](tensors)
+        return factorized(conversion) if factorize else conversion
+
+
+@contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put a file's name before the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f'{os.fspath(path)}: {error}') from error
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class ForeignPretrained:
+    """Start a net from weights of another origin: ``init_cfg=dict(type='ForeignPretrained', ...)``.
+
+    Of the segmentor or of its backbone. Where mmengine's ``Pretrained`` takes whatever names happen
+    to match, this takes all the weights, or fails with the names of those it can't place. What it
+    used, left and made anew is in the log.
+
+    Args:
+        checkpoint: The file; see :func:`load_foreign`.
+        source: Whose it is: torchvision, mmpretrain, keras, caffe, ssnet_mm, or auto to tell by
+            the names.
+        factorize: Split dense convolutions into the separable ones closest to them.
+        skip: Beginnings of parameter names that stay as the net was built, as ``['fc6', 'fc7']``
+            for a backbone from weights without a classifier.
+
+    Raises:
+        UserError: When called, if the weights can't be read or do not fit the module.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from ssnet_mm import VGG16
+        >>> donor = VGG16(base_channels=4, fc_channels=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(donor.state_dict(), f'{folder}/vgg16.pth')
+        ...     init_cfg = dict(type='ForeignPretrained', checkpoint=f'{folder}/vgg16.pth')
+        ...     net = VGG16(base_channels=4, fc_channels=8, init_cfg=init_cfg)
+        ...     net.init_weights()
+        >>> torch.equal(net.fc6.conv.weight, donor.fc6.conv.weight)
+        True
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        source: str = 'auto',
+        factorize: bool = False,
+        skip: Sequence[str] = (),
+    ) -> None:
+        self.checkpoint = os.path.expanduser(checkpoint)
+        self.source = source
+        self.factorize = factorize
+        self.skip = (skip,) if isinstance(skip, str) else tuple(skip)
+
+    def check(self, module: nn.Module, model: nn.Module) -> None:
+        """Raise what calling it on a module would raise; nothing is loaded.
+
+        Args:
+            module: The segmentor or its backbone.
+            model: The segmentor, whose data preprocessor is compared with what the weights expect.
+        """
+        self._check_order(module)
+        conversion = self._read()
+        with named(self.checkpoint):
+            fitted = _fit(module, conversion, self.skip)
+        _compare_input(fitted, model, self.checkpoint)
+
+    def __call__(self, module: nn.Module) -> None:
+        """Load the weights into a module. Nothing that initialises later overwrites them."""
+        self._check_order(module)
+        # mmengine initialises a module's children after it, unless it is by its own `Pretrained`
+        for child in module.children():
+            child_module: Any = child
+            if hasattr(child, 'init_weights') and not getattr(child, 'is_init', False):
+                child_module.init_weights()  # for what the weights leave as built
+                child_module.is_init = True
+        conversion = load_into(module, self._read(), self.skip, self.checkpoint)
+        MMLogger.get_current_instance().info(f'{self.checkpoint}: {conversion.summary}')
+        if hasattr(module, '_params_init_info'):
+            update_init_info(module, f'ForeignPretrained: {conversion.source}, {self.checkpoint}')
+
+    def _read(self) -> Conversion:
+        return load_foreign(self.checkpoint, self.source, self.factorize)
+
+    def _check_order(self, module: nn.Module) -> None:
+        cfgs: Any = getattr(module, 'init_cfg', None)
+        if isinstance(cfgs, (list, tuple)) and 'ForeignPretrained' not in str(cfgs[-1]['type']):
+            raise UserError(
+                'ForeignPretrained must stand last in init_cfg: what follows would overwrite the '
+                f'weights of {self.checkpoint}'
+            )
+
+
+def load_into(
+    module: nn.Module, conversion: Conversion, skip: Sequence[str] = (), path: str = 'the weights'
+) -> Conversion:
+    """Load converted weights into a segmentor, a VGG16 or an FCN8Head.
+
+    Args:
+        module: Its batch norm may have another epsilon than the source's.
+        conversion: From :func:`load_foreign` or a function of :data:`ssnet_mm.weights.SOURCES`.
+        skip: Beginnings of parameter names that stay as they are.
+        path: Where the weights come from, for messages.
+
+    Returns:
+        What was used, left and made anew; see :func:`ssnet_mm.weights.fit`.
+
+    Raises:
+        UserError: They do not fit; the module is as it was.
+    """
+    with named(path):
+        fitted = _fit(module, conversion, skip)
+    module.load_state_dict(fitted.state_dict, strict=False)  # `fit` is the stricter one
+    _compare_input(fitted, module, path)
+    return fitted
+
+
+def _fit(module: nn.Module, conversion: Conversion, skip: Sequence[str]) -> Conversion:
+    eps = {
+        part.eps
+        for name, part in module.named_modules()
+        if isinstance(part, _BatchNorm) and 'stages.' in name  # VGG16's: a head may have others
+    }
+    for value in eps:  # one, as VGG16 takes one norm_cfg
+        conversion = with_bn_eps(conversion, value)
+    fitted = fit(conversion, {k: tuple(v.shape) for k, v in module.state_dict().items()}, skip)
+    head = getattr(module, 'decode_head', module)
+    if fitted.level_scales and any('scores.' in key for key in fitted.used):
+        scales = getattr(head, 'level_scales', None)
+        if scales is None or tuple(scales) != fitted.level_scales[-len(scales) :]:
+            raise UserError(
+                f'{fitted.source} scales the levels by {fitted.level_scales}, the net by {scales}; '
+                f'set model.decode_head.level_scales="{fitted.level_scales}"'
+            )
+    return fitted
+
+
+def _compare_input(conversion: Conversion, model: nn.Module, path: str) -> None:
+    """Warn if a segmentor's images are prepared otherwise than those the weights were made for."""
+    expected, actual = conversion.input, input_of(model)
+    if expected and actual and not _same(expected, actual):
+        MMLogger.get_current_instance().warning(
+            f'{path}: the weights expect {_words(expected)}, the data_preprocessor gives '
+            f'{_words(actual)}; set model.data_preprocessor accordingly'
+        )
+
+
+def input_of(model: nn.Module) -> Input | None:
+    """The image that a segmentor's data preprocessor gives; None where there is none."""
+    preprocessor: Any = getattr(model, 'data_preprocessor', None)
+    # OneDL's attribute, then OpenMMLab's: whether the BGR of loaded images becomes RGB
+    names = ('_channel_conversion', 'channel_conversion')
+    swaps = [getattr(preprocessor, name) for name in names if hasattr(preprocessor, name)]
+    if not swaps:
+        return None
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # as they are
+    if preprocessor._enable_normalize:
+        mean, std = (tuple(getattr(preprocessor, k).flatten().tolist()) for k in ('mean', 'std'))
+    return Input('RGB' if swaps[0] else 'BGR', mean, std)
+
+
+def _same(a: Input, b: Input) -> bool:
+    numbers = torch.tensor([*a.mean, *a.std]), torch.tensor([*b.mean, *b.std])
+    same = numbers[0].shape == numbers[1].shape and torch.allclose(*numbers, atol=0.01, rtol=0)
+    return a.channels == b.channels and same
+
+
+def _words(image: Input) -> str:
+    return f'{image.channels}, mean {list(image.mean)}, std {list(image.std)}'
