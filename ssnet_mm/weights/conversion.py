@@ -46,6 +46,7 @@ class Conversion:
         input: The image the weights expect; None where the source does not fix it.
         level_scales: Fixed factors on the levels before their score layers, finest first; None
             where the source does not fix them.
+        errors: Of factorised kernels, by layer: the error's share of the kernel's norm, 0 to 1.
     """
 
     source: str
@@ -57,6 +58,7 @@ class Conversion:
     bn_eps: float | None = None
     input: Input | None = None
     level_scales: tuple[float, ...] | None = None
+    errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -80,6 +82,7 @@ class Conversion:
             lines.append(f'  used  {ours:<{width}}  <-  {foreign}  ({shape})')
         lines += [f'  new   {ours}: {reason}' for ours, reason in self.new.items()]
         lines += [f'  left  {foreign}: {reason}' for foreign, reason in self.left.items()]
+        lines += [f'  error {layer}: {error:.3f}' for layer, error in self.errors.items()]
         lines += [f'  note  {note}' for note in self.notes]
         return '\n'.join(lines)
 

@@ -84,7 +84,7 @@ def factorize(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 def factorized(conversion: Conversion) -> Conversion:
     """A conversion of dense weights as one of separable weights.
 
-    ``used`` names the dense tensor each half comes from; a note gives the range of the errors.
+    ``used`` names the dense tensor each half comes from, ``errors`` what each kernel lost.
 
     Raises:
         UserError: The convolutions are separable already.
@@ -101,4 +101,5 @@ def factorized(conversion: Conversion) -> Conversion:
         state_dict=state,
         used={key: conversion.used[dense[key]] for key in state},
         notes=(*conversion.notes, note),
+        errors=errors,
     )

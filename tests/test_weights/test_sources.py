@@ -150,7 +150,7 @@ def test_keras(conv_type, eps):
 
 
 @pytest.mark.parametrize(
-    'levels, name', enumerate(['VGG16', 'FCN-32s', 'FCN-16s', 'FCN-8s'])
+    'levels, name', list(enumerate(['VGG16', 'FCN-32s', 'FCN-16s', 'FCN-8s']))
 )  # fmt: skip
 def test_caffe(levels, name):
     state = caffe_weights(levels)
