@@ -17,6 +17,8 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..recompute import recompute_max_pool2d, recompute_stage
+
 # (3x3 convolutions, width in units of base_channels) of the five stages
 STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
 FC_INDEX = len(STAGES)  # fc7's place in out_indices, after pool1..pool5
@@ -33,16 +35,17 @@ class SamePool2x2(nn.MaxPool2d):
     just what the strided one computes there, with the same weights.
     """
 
-    def __init__(self, stride: int, dilation: int) -> None:
+    def __init__(self, stride: int, dilation: int, with_cp: bool = False) -> None:
         # Where the grids are the same, torch's rounding up does without a padded copy.
         self.pad = 0 if (stride, dilation) == (2, 1) else dilation
+        self.with_cp = with_cp
         super().__init__(2, stride, dilation=dilation, ceil_mode=not self.pad)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride))."""
         if self.pad:
             x = F.pad(x, (0, self.pad, 0, self.pad), value=float('-inf'))
-        return super().forward(x)
+        return recompute_max_pool2d(self, x) if self.with_cp else super().forward(x)
 
 
 def _conv_module(*args: Any, **kwargs: Any) -> ConvModule:
@@ -83,6 +86,9 @@ class VGG16(BaseModule):
         frozen_stages: Freeze so many stages, from the first; 6 freezes fc6 and fc7 too; -1 or 0
             freezes nothing. A frozen stage gets no gradient and its norm layers stay in eval mode.
         norm_eval: Keep all norm layers in eval mode in training.
+        with_cp: Keep less for the backward pass: what follows cheaply from the convolutions'
+            outputs is computed again, see :mod:`ssnet_mm.models.recompute`. The numbers stay the
+            same. It covers the five stages; fc6 and fc7, small beside them, run as ever.
         init_cfg: Initialisation as in mmengine; ``None`` is Kaiming's (``fan_out``), mmcv's
             default for ConvModule.
 
@@ -122,6 +128,7 @@ class VGG16(BaseModule):
         fc6_padding: int | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
+        with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -159,6 +166,7 @@ class VGG16(BaseModule):
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.with_cp = with_cp
 
         # Stages run only as far as a level is asked for: parameters nobody uses get no gradient,
         # on which distributed training stalls.
@@ -183,7 +191,7 @@ class VGG16(BaseModule):
                 )
                 channels = base_channels * factor
             self.stages.append(stage)
-            self.pools.append(SamePool2x2(stride, dilation))
+            self.pools.append(SamePool2x2(stride, dilation, with_cp))
 
         self.fc6: ConvModule | None = None
         self.fc7: ConvModule | None = None
@@ -220,7 +228,7 @@ class VGG16(BaseModule):
         size = x.shape[2:]
         levels: list[Tensor] = []  # strides 1/2, 1/4, 1/8, 1/16, 1/32, and 1/32 for fc7
         for stage, pool in zip(self.stages, self.pools, strict=True):
-            x = pool(stage(x))
+            x = pool(recompute_stage(stage, x) if self.with_cp else stage(x))
             levels.append(x)
         if self.fc6 is not None and self.fc7 is not None:
             if self.fc6_needs > 1 and min(x.shape[2:]) < self.fc6_needs:
