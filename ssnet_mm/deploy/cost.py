@@ -1,0 +1,164 @@
+"""What a network costs: multiply-adds, and where the time goes, layer by layer.
+
+A layer's time is set beside the least that this machine could take for it: its arithmetic at the
+speed of one large matrix product, or the bytes it reads and writes at the speed of one large copy,
+whichever takes longer (the roofline model, https://doi.org/10.1145/1498765.1498785).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+REST = '(all else)'  # what runs between the layers: additions, resizing, Python
+_SAMPLES = 10  # of the machine's speed; the best one counts, as it is a limit
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine can do at best, measured."""
+
+    flops: float  # float32 operations a second, a multiply-add being two
+    bandwidth: float  # bytes read or written a second
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer's part of a pass."""
+
+    name: str
+    seconds: float  # median over the rounds
+    macs: int
+    moved: int  # bytes: inputs, weights and outputs, each once
+
+    def limit(self, machine: Machine) -> float:
+        """The least seconds the machine could take."""
+        return max(2 * self.macs / machine.flops, self.moved / machine.bandwidth)
+
+    def bound(self, machine: Machine) -> str:
+        """Which of the two sets the limit: 'arithmetic' or 'memory'."""
+        arithmetic = 2 * self.macs / machine.flops >= self.moved / machine.bandwidth
+        return 'arithmetic' if arithmetic else 'memory'
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Wait until a device has done what it was told; a CPU always has."""
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, shape: tuple[int, int, int, int]) -> dict[str, int]:
+    """Multiply-adds of convolutions and matrix products, by module name.
+
+    Args:
+        model: A segmentor, or any module of one image batch. On the meta device nothing is
+            computed and nothing is allocated.
+        shape: Of the input: (N, C, H, W).
+
+    Returns:
+        Name to number; a module's number has those of its parts in it, ``''`` is the whole.
+
+    Example:
+        >>> from torch import nn
+        >>> from ssnet_mm.deploy.cost import count_macs
+        >>> count_macs(nn.Conv2d(3, 8, 3, padding=1, device='meta'), (1, 3, 10, 10))['']
+        21600
+    """
+    device = next(model.parameters()).device
+    with FlopCounterMode(display=False) as counter:
+        run_network(model, torch.empty(shape, device=device))
+    macs = {'': counter.get_total_flops() // 2}  # torch counts two operations
+    root = type(model).__name__
+    for name, operations in counter.get_flop_counts().items():
+        if name.startswith(f'{root}.'):
+            macs[name.removeprefix(f'{root}.')] = sum(operations.values()) // 2
+    return macs
+
+
+def run_network(model: nn.Module, image: Tensor) -> Any:
+    """Logits at the network's own resolution."""
+    return model(image, mode='tensor') if hasattr(model, 'decode_head') else model(image)
+
+
+def measure_machine(device: str = 'cpu') -> Machine:
+    """Time one large float32 matrix product and one large copy, with torch's threads as set."""
+    side = 2048 if torch.device(device).type == 'cpu' else 8192
+    a, b = torch.rand(2, side, side, device=device)
+    product = _best(lambda: torch.mm(a, b), device)
+    source = torch.rand(64 * 2**20, device=device)  # 256 MiB: more than a core's share of caches
+    target = torch.empty_like(source)
+    copy = _best(lambda: target.copy_(source), device)
+    return Machine(2 * side**3 / product, 2 * source.nbytes / copy)
+
+
+def _best(function: Callable[[], object], device: str) -> float:
+    return min(_seconds(function, device) for _ in range(_SAMPLES + 1))
+
+
+def _seconds(function: Callable[[], object], device: torch.device | str) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def time_layers(model: nn.Module, image: Tensor, rounds: int) -> list[LayerCost]:
+    """Time every layer (a module without parts) of a network in eval mode.
+
+    Args:
+        model: As ``count_macs`` takes it.
+        image: Normalised float batch (N, C, H, W) on the model's device.
+        rounds: Passes that count; three more warm up.
+
+    Returns:
+        The layers in the order in which they run, then :data:`REST`: the whole pass, timed without
+        looking into it, less the layers.
+    """
+    device = image.device
+    layers = {m: name for name, m in model.named_modules() if name and not any(m.children())}
+    started: dict[nn.Module, float] = {}
+    seconds: dict[str, float] = {}
+    moved: dict[str, int] = {}
+
+    def before(module: nn.Module, inputs: Any) -> None:
+        synchronize(device)
+        started[module] = time.perf_counter()
+
+    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+        synchronize(device)
+        took = time.perf_counter() - started[module]
+        name = layers[module]
+        tensors = [t for t in (*inputs, output, *module.parameters()) if isinstance(t, Tensor)]
+        seconds[name] = seconds.get(name, 0.0) + took
+        moved[name] = moved.get(name, 0) + sum(t.nbytes for t in tensors)
+
+    whole = [_seconds(lambda: run_network(model, image), device) for _ in range(rounds + 3)][3:]
+    handles = [m.register_forward_pre_hook(before) for m in layers]
+    handles += [m.register_forward_hook(after) for m in layers]
+    samples: list[dict[str, float]] = []
+    try:
+        for _ in range(rounds):
+            seconds.clear()
+            moved.clear()
+            run_network(model, image)
+            samples.append(dict(seconds))
+    finally:
+        for handle in handles:
+            handle.remove()
+    macs = count_macs(model, tuple(image.shape))  # type: ignore[arg-type]
+    costs = [
+        LayerCost(name, statistics.median(s[name] for s in samples), macs.get(name, 0), moved[name])
+        for name in samples[0]
+    ]
+    rest = statistics.median(whole) - sum(cost.seconds for cost in costs)
+    return [*costs, LayerCost(REST, max(rest, 0.0), macs[''] - sum(c.macs for c in costs), 0)]

@@ -1,0 +1,95 @@
+"""Compare segmentors side by side: parameters, multiply-adds, latency, images a second, memory.
+
+Takes any mmseg config, ours or others, on synthetic images: no data and no checkpoint needed, and
+nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from ssnet_mm.deploy import benchmark, report
+from ssnet_mm.errors import exit_on_user_error
+
+EPILOG = """
+configs of mmseg: mmseg::FOLDER/NAME.py names one that mmseg brings along; they lie under
+  $(python -c "import mmseg; print(mmseg.__path__[0])")/.mim/configs
+example: tools/benchmark.py configs/fcn8_voc.py configs/fastfcn8_voc.py \\
+  mmseg::fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024.py --num-classes 21 \\
+  --backends torch fused --chart speed.png
+All rows are in memory at the same time. Exit code: 0 all rows were measured, 1 some failed, 2 the
+input is at fault.
+"""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('configs', nargs='+', metavar='CONFIG', help='config file, or mmseg::FOLDER/NAME.py')
+    add('--checkpoint', nargs='+', default=[], metavar='FILE', help='weights, one file a config')
+    add('--backends', nargs='+', choices=benchmark.BACKENDS, metavar='NAME',
+        help=f'of {", ".join(benchmark.BACKENDS)} (default: torch)')  # fmt: skip
+    add('--precision', nargs='+', choices=benchmark.PRECISIONS, metavar='NAME',
+        help=f'of {", ".join(benchmark.PRECISIONS)} (default: fp32)')  # fmt: skip
+    add('--shape', nargs=2, type=int, default=(512, 512), metavar=('H', 'W'), help='(512 512)')
+    add('--batch', type=int, default=1, metavar='N', help='images a pass (1)')
+    add('--num-classes', type=int, metavar='N', help="in all heads (the configs' own)")
+    add('--threads', type=int, default=torch.get_num_threads(), metavar='N',
+        help="CPU threads of every backend (torch's: %(default)s)")  # fmt: skip
+    add('--device', default='cpu', help='cpu or cuda:0 (cpu)')
+    add('--rounds', type=int, default=20, metavar='N', help='timed passes of each row (20)')
+    add('--end-to-end', action='store_true', help='time the way from JPEG to label map too')
+    add('--train', action='store_true', help='time a training step, with what it holds in memory')
+    add('--amp', action='store_true', help='with --train: in mixed precision (CUDA)')
+    add('--layers', action='store_true', help='where the time goes, layer by layer')
+    add('--json', metavar='FILE', help='write the results as a list of rows')
+    add('--chart', metavar='FILE.png', help='draw latency and memory')
+    args = parser.parse_args(argv)
+    if args.train and (args.backends or args.precision or args.end_to_end or args.layers):
+        parser.error('--train goes without --backends, --precision, --end-to-end and --layers')
+    if args.amp and not args.train:
+        parser.error('--amp goes with --train')
+    if args.layers and args.chart:
+        parser.error('--layers draws no chart')
+    return args
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and report; exit code 2 and one line where the input is at fault."""
+    args = parse_args(argv)
+    settings = benchmark.Settings(
+        shape=tuple(args.shape),
+        batch=args.batch,
+        threads=args.threads,
+        device=args.device,
+        rounds=args.rounds,
+        end_to_end=args.end_to_end,
+        num_classes=args.num_classes,
+    )
+    backends = ['train'] if args.train else args.backends or ['torch']
+    precisions = ['amp' if args.amp else 'fp32'] if args.train else args.precision or ['fp32']
+    rows = benchmark.plan(args.configs, backends, precisions, args.checkpoint)
+    header = benchmark.describe_run(rows, settings)
+    print(f'{header}\n', flush=True)
+    measure = benchmark.run_layers if args.layers else benchmark.run
+    results = measure(rows, settings, benchmark.say)
+    for text in map(report.layer_table, results) if args.layers else [report.table(results)]:
+        print(text)
+        print()
+    if args.json:
+        benchmark.write_json(results, args.json)
+    if args.chart:
+        benchmark.write(args.chart, report.chart(results, header))
+    sys.exit(any(result.get('error') for result in results))
+
+
+if __name__ == '__main__':
+    main()
