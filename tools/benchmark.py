@@ -88,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         benchmark.write_json(results, args.json)
     if args.chart:
         benchmark.write(args.chart, report.chart(results, header))
-    sys.exit(any(result.get('error') for result in results))
+    if any(result.get('error') for result in results):
+        sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -6,10 +6,12 @@ that nothing else of the benchmark runs while a row is timed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -150,6 +152,7 @@ def export_row(row: Row, settings: Settings, path: str) -> None:
 
     _set_threads(settings)
     model, _ = build_segmentor(row.config, settings.num_classes, row.checkpoint)
+    model.test_cfg.mode = 'whole'  # what becomes of the logits is not the network's
     export(
         model,
         path,
@@ -159,7 +162,21 @@ def export_row(row: Row, settings: Settings, path: str) -> None:
         if row.backend == 'openvino' and row.precision == 'bf16'
         else row.precision,
         size=settings.shape,
+        # noise: good for timing, and for nothing else
+        calibration=[_noise(settings.shape, i) for i in range(4)]
+        if row.precision == 'int8'
+        else None,
     )
+
+
+def _noise(size: tuple[int, int], seed: int) -> np.ndarray:
+    """A picture of soft coloured blots, (H, W, 3)."""
+    coarse = (-(-size[0] // 8), -(-size[1] // 8), 3)
+    return _resized(np.random.default_rng(seed).integers(0, 256, coarse, np.uint8), size)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(image, size[::-1])
 
 
 def _set_threads(settings: Settings) -> None:
@@ -176,7 +193,7 @@ class Memory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         if device.type == 'cpu':
-            F.conv2d(torch.rand(1, 16, 32, 32), torch.rand(16, 16, 3, 3))  # loads the kernels' code
+            F.conv2d(torch.ones(1, 16, 32, 32), torch.ones(16, 16, 3, 3))  # loads the kernels' code
             self.baseline = _status('VmRSS')
 
     def restart(self) -> None:
@@ -184,8 +201,11 @@ class Memory:
         if self.device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(self.device)
         elif self.baseline is not None:
-            with open('/proc/self/clear_refs', 'w') as file:
-                file.write('5')  # sets VmHWM to VmRSS: proc_pid_clear_refs(5)
+            try:
+                with open('/proc/self/clear_refs', 'w') as file:
+                    file.write('5')  # sets VmHWM to VmRSS: proc_pid_clear_refs(5)
+            except OSError:  # the peak of building the network is not what was asked for
+                self.baseline = None
 
     def peak_mib(self) -> float | None:
         """The peak since :meth:`restart`; None where the system does not tell."""
@@ -241,8 +261,7 @@ class Predictor:
         self.image = self.prepare(image)
         if settings.end_to_end:
             self.normalise = _normaliser(row.config, self.device if in_torch else 'cpu')
-            noise = np.random.default_rng(0).integers(0, 256, (PHOTO[0] // 8, PHOTO[1] // 8, 3))
-            self.jpeg = cv2.imencode('.jpg', _resized(noise.astype(np.uint8), PHOTO))[1]
+            self.jpeg = cv2.imencode('.jpg', _noise(PHOTO, 0))[1]
         for _ in range(WARMUP):
             self.turn()
         self.memory.restart()
@@ -268,10 +287,6 @@ class Predictor:
     def facts(self) -> dict[str, float | None]:
         """Peak memory over the turns, in MiB."""
         return {'peak_mib': self.memory.peak_mib() if self.measures_memory else None}
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return cv2.resize(image, size[::-1])
 
 
 def _normaliser(config: str, device: torch.device | str) -> Callable[[np.ndarray], Tensor]:
@@ -334,6 +349,9 @@ def _onnxruntime(row: Row, settings: Settings, exported: str | None) -> Network:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.log_severity_level = 3
+    height, width = settings.shape
+    for axis, size in {'batch': settings.batch, 'height': height, 'width': width}.items():
+        options.add_free_dimension_override_by_name(axis, size)
     providers = ['CPUExecutionProvider']
     if torch.device(settings.device).type == 'cuda':
         providers = ['CUDAExecutionProvider']
@@ -341,11 +359,7 @@ def _onnxruntime(row: Row, settings: Settings, exported: str | None) -> Network:
             raise UserError('this onnxruntime knows no CUDA; pip install onnxruntime-gpu')
     session = onnxruntime.InferenceSession(exported, options, providers=providers)
     (entry,) = session.get_inputs()
-    dtype = torch.float16 if entry.type == 'tensor(float16)' else torch.float32
-    return (
-        lambda image: session.run(None, {entry.name: image})[0],
-        lambda image: image.to(dtype).numpy(),
-    )
+    return lambda image: session.run(None, {entry.name: image})[0], lambda image: image.numpy()
 
 
 def _openvino(row: Row, settings: Settings, exported: str | None) -> Network:
@@ -359,7 +373,10 @@ def _openvino(row: Row, settings: Settings, exported: str | None) -> Network:
         'INFERENCE_NUM_THREADS': settings.threads,
         'INFERENCE_PRECISION_HINT': hint,
     }
-    compiled = openvino.Core().compile_model(exported, 'CPU', options)
+    core = openvino.Core()
+    model = core.read_model(exported)
+    model.reshape([settings.batch, 3, *settings.shape])
+    compiled = core.compile_model(model, 'CPU', options)
     request = compiled.create_infer_request()
 
     def run(image: np.ndarray) -> np.ndarray:
@@ -389,6 +406,8 @@ class Trainer:
         model, cfg = build_segmentor(row.config, settings.num_classes, row.checkpoint)
         self.model = model.to(self.device).train()
         if row.precision == 'amp':
+            if self.device.type == 'cpu':
+                raise UserError('mixed precision needs CUDA; leave --amp out')
             use_amp(cfg)
         with config_errors(f'the optim_wrapper of {row.config}'):
             self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
@@ -408,7 +427,7 @@ class Trainer:
     def _held_mib(self) -> float:
         from ssnet_mm.deploy.memory import held_bytes
 
-        return held_bytes(self._loss) / MIB
+        return held_bytes(self._loss, self.device) / MIB
 
     def _step(self) -> None:
         self.optimizer.update_params(self._loss())
@@ -445,10 +464,11 @@ def serve(connection: Connection, make: Callable[..., Any], *args: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     warnings.simplefilter('ignore')  # each row would repeat them
     try:
-        subject = make(*args)
-        connection.send((True, None))
-        while name := connection.recv():
-            connection.send((True, getattr(subject, name)()))
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is the table's
+            subject = make(*args)
+            connection.send((True, None))
+            while True:
+                connection.send((True, getattr(subject, connection.recv())()))
     except EOFError:  # the parent is gone
         return
     except Exception as error:  # the row's failure is its result

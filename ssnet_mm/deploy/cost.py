@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 REST = '(all else)'  # what runs between the layers: additions, resizing, Python
-_SAMPLES = 10  # of the machine's speed; the best one counts, as it is a limit
+_SAMPLES = 5  # of the machine's speed; the best one counts, as it is a limit
 
 
 @dataclass(frozen=True)
