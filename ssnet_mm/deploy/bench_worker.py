@@ -472,4 +472,5 @@ def serve(connection: Connection, make: Callable[..., Any], *args: Any) -> None:
     except EOFError:  # the parent is gone
         return
     except Exception as error:  # the row's failure is its result
-        connection.send((False, ' '.join(describe(error).split())))
+        reason = str(error) if isinstance(error, UserError) else describe(error)
+        connection.send((False, ' '.join(reason.split())))

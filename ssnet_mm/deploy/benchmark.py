@@ -37,7 +37,7 @@ from ssnet_mm.deploy.bench_worker import (
 )
 from ssnet_mm.deploy.cost import REST, count_macs, measure_machine, time_layers
 from ssnet_mm.engine.backends import atomic_write
-from ssnet_mm.engine.predict import check_device
+from ssnet_mm.engine.preflight import config_errors
 from ssnet_mm.errors import UserError
 
 BACKENDS = ('torch', 'fused', 'compile', 'onnxruntime', 'openvino')
@@ -77,7 +77,8 @@ def check_settings(settings: Settings) -> None:
         if value is not None and min(value if name == 'shape' else (value,)) < 1:
             given = ' '.join(map(str, value)) if name == 'shape' else value
             raise UserError(f'--{name.replace("_", "-")} must be at least 1, got {given}')
-    check_device(settings.device)
+    with config_errors(f'--device {settings.device} cannot be used'):
+        torch.empty(1, device=settings.device)
 
 
 def describe_config(row: Row, settings: Settings) -> Result:
