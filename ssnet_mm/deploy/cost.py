@@ -125,7 +125,12 @@ def time_layers(model: nn.Module, image: Tensor, rounds: int) -> list[LayerCost]
         looking into it, less the layers.
     """
     device = image.device
-    layers = {m: name for name, m in model.named_modules() if name and not any(m.children())}
+    idle = (nn.Identity, nn.modules.dropout._DropoutNd)  # pass on what they are given
+    layers = {
+        m: name
+        for name, m in model.named_modules()
+        if name and not any(m.children()) and not isinstance(m, idle)
+    }
     started: dict[nn.Module, float] = {}
     seconds: dict[str, float] = {}
     moved: dict[str, int] = {}
