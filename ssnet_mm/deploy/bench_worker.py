@@ -318,7 +318,7 @@ def optimise(model: nn.Module, backend: str) -> nn.Module:
     """A segmentor as the backend 'torch', 'fused' or 'compile' runs it."""
     if backend == 'torch':
         return model
-    from ssnet_mm.deploy.fuse import fuse
+    from ssnet_mm.deploy import fuse
 
     return fuse(model)
 
