@@ -16,7 +16,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('file', metavar='FILE', help='file of weights, of any known format')
     parser.add_argument('dest', metavar='DEST', help='checkpoint to write: .pth or .safetensors')
     parser.add_argument(
-        '--source', default='auto', choices=['auto', *SOURCES], help='whose weights they are'
+        '--from',
+        dest='source',
+        default='auto',
+        choices=['auto', *SOURCES],
+        help='whose weights they are',
     )
     parser.add_argument(
         '--config',

@@ -36,7 +36,7 @@ def test_the_tool_prints_an_account_and_writes_what_test_and_predict_take(
     tool, vgg, tiny_config, tmp_path, capsys
 ):
     path, dest, config = vgg[0], tmp_path / 'ours.pth', tiny_config()
-    tool('convert_weights').main([str(path), str(dest), '--config', config, '--source', 'auto'])
+    tool('convert_weights').main([str(path), str(dest), '--config', config, '--from', 'auto'])
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "torchvision's vgg16_bn" and printed[-1] == f'{dest}: written'
     assert sum(line.startswith('  used  ') for line in printed) == 95
