@@ -2,31 +2,15 @@
 
 Importing the package registers its parts in the toolbox's registries and changes nothing else:
 ``SeparableConv2d``, ``VGG16``, ``FCN8Head``, ``DistilledEncoderDecoder``, ``KLDistillLoss``,
-``CamVidDataset`` and what :mod:`ssnet_mm.engine` adds to the Runner.
+``CamVidDataset``, what :mod:`ssnet_mm.engine` adds to the Runner, and ``ForeignPretrained``. Where
+there is no toolbox the import succeeds all the same, for what runs exported models without one
+(:class:`ssnet_mm.deploy.Segmenter`); the parts then raise ImportError.
 """
 
 from importlib.util import find_spec
+from typing import Any
 
 from .version import __version__
-
-for _module in ('mmengine', 'mmcv', 'mmseg'):
-    if find_spec(_module) is None:
-        raise ImportError(
-            f'ssnet_mm plugs into MMSegmentation, but there is no module {_module!r} here. Install '
-            'one of the two stacks: pip install "ssnet_mm[onedl]" (maintained, nothing to compile) '
-            'or pip install "ssnet_mm[openmmlab]" (the original packages).'
-        )
-
-from . import engine, weights  # noqa: E402
-from .datasets import CamVidDataset  # noqa: E402
-from .layers import SeparableConv2d  # noqa: E402
-from .models import (  # noqa: E402
-    VGG16,
-    DistilledEncoderDecoder,
-    FCN8Head,
-    KLDistillLoss,
-    build_model,
-)
 
 __all__ = [
     'CamVidDataset',
@@ -40,3 +24,35 @@ __all__ = [
     'weights',
     '__version__',
 ]
+
+
+def _missing_module() -> str | None:
+    """The first of the toolbox's modules that is not here."""
+    for module in ('torch', 'mmengine', 'mmcv', 'mmseg'):
+        try:
+            found = find_spec(module)
+        except ImportError:  # an import hook may forbid a module, too
+            found = None
+        if found is None:
+            return module
+    return None
+
+
+_missing = _missing_module()
+
+if _missing is None:
+    from . import engine, weights
+    from .datasets import CamVidDataset
+    from .layers import SeparableConv2d
+    from .models import VGG16, DistilledEncoderDecoder, FCN8Head, KLDistillLoss, build_model
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            raise ImportError(
+                f'{name} of ssnet_mm plugs into MMSegmentation, but there is no module '
+                f'{_missing!r} here. Install one of the two stacks: pip install "ssnet_mm[onedl]" '
+                '(maintained, nothing to compile) or pip install "ssnet_mm[openmmlab]" (the '
+                'original packages).'
+            )
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

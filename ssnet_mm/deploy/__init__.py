@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .fusion import FuseHook, fuse
+    from .segmenter import Segmenter
 
-_HOMES = {'FuseHook': 'fusion', 'fuse': 'fusion'}  # a public name, and the module it comes from
+# a public name, and the module it comes from
+_HOMES = {'FuseHook': 'fusion', 'Segmenter': 'segmenter', 'fuse': 'fusion'}
 
-__all__ = ['FuseHook', 'fuse']
+__all__ = ['FuseHook', 'Segmenter', 'fuse']
 
 
 def __getattr__(name: str) -> Any:

@@ -19,8 +19,7 @@ from torch import Tensor
 from ssnet_mm.engine.backends import atomic_write
 from ssnet_mm.engine.bn import estimate_bn_from_config
 from ssnet_mm.engine.hooks import to_plain
-from ssnet_mm.engine.predict import config_meta
-from ssnet_mm.engine.preflight import config_errors
+from ssnet_mm.engine.preflight import config_errors, config_meta
 from ssnet_mm.errors import UserError
 from ssnet_mm.version import __version__
 from ssnet_mm.weights import (

@@ -184,6 +184,15 @@ def check_data(cfg: Config, loader: str, num_classes: int | None) -> None:
             )
 
 
+def config_meta(cfg: Config) -> dict[str, Any]:
+    """Classes and palette of a config's data set, which need not be on this machine."""
+    if not cfg.get('test_dataloader'):
+        return {}
+    _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
+    known = DATASETS.get(dataset['type'])
+    return {**getattr(known, 'METAINFO', {}), **dataset.get('metainfo', {})}
+
+
 def _check_paths(dataset: Mapping[str, Any], where: str) -> None:
     root = dataset.get('data_root') or ''
     if dataset.get('backend_args') or '://' in root:

@@ -1,0 +1,53 @@
+"""A config's segmentor with a checkpoint's weights, ready to run."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmseg.apis import init_model
+from torch import nn
+
+from ssnet_mm.engine.checkpoint import load_checkpoint
+from ssnet_mm.engine.preflight import config_errors, config_meta, single_datasets
+from ssnet_mm.errors import UserError
+
+
+def check_device(device: str | None) -> str:
+    """A device that torch can use; None takes CUDA where there is some.
+
+    Raises:
+        UserError: It is none of torch's, or not on this machine.
+    """
+    count = torch.cuda.device_count()
+    if device is None:
+        return 'cuda:0' if count else 'cpu'
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f'--device {device} is none; take cpu or cuda:0') from error
+    if parsed.type == 'cuda' and (parsed.index or 0) >= count:
+        raise UserError(f'--device {device}: torch finds {count} CUDA devices here; take cpu')
+    return device
+
+
+def load_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
+    """Build the config's segmentor with a checkpoint's weights, in evaluation mode.
+
+    Returns:
+        The model, with ``cfg`` and ``dataset_meta``. Its ``cfg.test_pipeline`` loads no label maps.
+
+    Raises:
+        UserError: The model can't be built, or the weights are not its own.
+    """
+    if 'test_pipeline' not in cfg:
+        with config_errors(f'{cfg.filename} has neither test_pipeline nor test_dataloader'):
+            _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
+            cfg.test_pipeline = dataset.pipeline
+    # mmseg's inference_model removes them at its first call, which is not safe among threads
+    cfg.test_pipeline = [t for t in cfg.test_pipeline if t.get('type') != 'LoadAnnotations']
+    with config_errors(f'the model of {cfg.filename}'):
+        model = revert_sync_batchnorm(init_model(cfg, checkpoint=None, device='cpu'))
+    meta = load_checkpoint(model, checkpoint).get('meta', {})
+    model.dataset_meta = meta.get('dataset_meta') or config_meta(cfg)
+    return model.to(device)

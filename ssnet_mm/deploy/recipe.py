@@ -1,0 +1,177 @@
+"""What an exported model says of itself: how images go in, and what comes out.
+
+It travels inside the file, so that whoever runs it needs neither config nor toolbox: numpy is
+enough. The arithmetic is that of mmseg's test pipeline and of its ``predict``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssnet_mm.errors import UserError
+
+KEY = 'ssnet_mm'  # under which a file holds its recipe
+_ROWS = 128  # of full-size logits held at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """From an RGB image to a network's input, and from its output to a label map.
+
+    Args:
+        num_classes: How many classes the labels tell apart.
+        mean, std: Of each channel in the network's order, in grey levels; empty: not normalised.
+        channel_order: 'rgb' or 'bgr', what the network takes.
+        resize: ``scale`` (width, height) or ``scale_factor`` (width, height) and ``keep_ratio`` of
+            the test pipeline's Resize; ``None`` leaves images at their size.
+        align_corners: Of the bilinear resizing of logits.
+        threshold: Above it a single logit's sigmoid means class 1; ``None``: the largest logit.
+        end_to_end: Whether the file takes uint8 images, NHWC in RGB order, and gives uint8 labels,
+            NHW; otherwise normalised float images, NCHW, to logits, NCHW.
+        precision: 'fp32', 'fp16' or 'int8'.
+        classes: Names, or empty.
+        palette: RGB colours, or empty.
+    """
+
+    num_classes: int
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    channel_order: str = 'rgb'
+    resize: dict[str, Any] | None = None
+    align_corners: bool = False
+    threshold: float | None = None
+    end_to_end: bool = False
+    precision: str = 'fp32'
+    classes: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+
+    def to_json(self) -> str:
+        """One line that :meth:`from_json` reads."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | None, source: object) -> 'Recipe':
+        """Read a recipe; UserError where a file has none, or one of another version."""
+        if not text:
+            raise UserError(f'{source} does not say how to use it; make it with tools/export.py')
+        try:
+            fields = json.loads(text)
+            for name in ('mean', 'std', 'classes'):
+                fields[name] = tuple(fields[name])
+            fields['palette'] = tuple(tuple(colour) for colour in fields['palette'])
+            return cls(**fields)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f'{source} was exported by another version ({error}); export it again'
+            ) from error
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the network's input for an image."""
+        if self.resize is None:
+            return height, width
+        if self.resize.get('scale') is not None:
+            target = tuple(self.resize['scale'])
+        else:
+            factors = self.resize['scale_factor']
+            target = int(width * factors[0] + 0.5), int(height * factors[1] + 0.5)
+        if not self.resize['keep_ratio']:
+            return target[1], target[0]
+        factor = min(max(target) / max(height, width), min(target) / min(height, width))
+        return int(height * factor + 0.5), int(width * factor + 0.5)
+
+    def resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """An image (H, W, 3) at the network's input size."""
+        size = self.input_size(*image.shape[:2])
+        return image if size == image.shape[:2] else resize_image(image, size)
+
+    def normalised(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Images (N, H, W, 3) as the network takes them, (N, 3, H, W)."""
+        if self.channel_order == 'bgr':
+            images = images[..., ::-1]
+        planes = images.transpose(0, 3, 1, 2).astype(np.float32, order='C')
+        if self.mean:
+            planes -= np.array(self.mean, np.float32)[:, None, None]
+            planes /= np.array(self.std, np.float32)[:, None, None]
+        return planes
+
+    def labels(
+        self, logits: NDArray[np.float32], size: tuple[int, int], original: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """Classes at an image's own size.
+
+        Logits go to the size of the network's input, then to the image's, as in mmseg. Both steps
+        are linear in each direction, so that one matrix does them at once.
+
+        Args:
+            logits: Of one image, (C, h, w).
+            size: Height and width of the network's input.
+            original: Height and width of the image.
+        """
+        down, across = (
+            _two_steps(logits.shape[1 + i], size[i], original[i], self.align_corners)
+            for i in range(2)
+        )
+        wide = logits.astype(np.float32, copy=False) @ across.T
+        labels = np.empty(original, np.uint8)
+        for top in range(0, original[0], _ROWS):
+            rows = down[top : top + _ROWS] @ wide
+            if self.threshold is None:
+                labels[top : top + _ROWS] = rows.argmax(0)
+            else:
+                labels[top : top + _ROWS] = 1 / (1 + np.exp(-rows[0])) > self.threshold
+        return labels
+
+
+def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize (H, W, C) bilinearly and without smoothing, as OpenCV does, to a grey level."""
+    pixels = image.astype(np.float32)
+    for axis in range(2):
+        low, high, weight = _neighbours(image.shape[axis], size[axis], False)
+        weight = weight.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        pixels = pixels.take(low, axis) * (1 - weight) + pixels.take(high, axis) * weight
+    return (pixels + 0.5).astype(np.uint8)
+
+
+def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize (H, W) by repeating or leaving out labels: each is that of the nearest pixel."""
+    for axis in range(2):
+        index = (np.arange(size[axis]) + 0.5) * labels.shape[axis] / size[axis]
+        labels = labels.take(index.astype(np.int64), axis)
+    return labels
+
+
+def _neighbours(
+    given: int, wanted: int, align_corners: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """The two samples between which each wanted one lies, and the weight of the second."""
+    place = np.arange(wanted, dtype=np.float64)
+    if align_corners:
+        place *= (given - 1) / max(wanted - 1, 1)
+    else:
+        place = (place + 0.5) * given / wanted - 0.5
+    place = place.clip(0, given - 1)
+    low = place.astype(np.int64)
+    return low, np.minimum(low + 1, given - 1), (place - low).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def _two_steps(given: int, between: int, wanted: int, align_corners: bool) -> NDArray[np.float32]:
+    """Bilinear resizing of one direction, from ``given`` over ``between`` to ``wanted`` samples."""
+    first = _weights(given, between, align_corners)
+    return first if wanted == between else _weights(between, wanted, align_corners) @ first
+
+
+def _weights(given: int, wanted: int, align_corners: bool) -> NDArray[np.float32]:
+    """Bilinear resizing of one direction as a matrix, (wanted, given)."""
+    low, high, weight = _neighbours(given, wanted, align_corners)
+    matrix = np.zeros((wanted, given), np.float32)
+    rows = np.arange(wanted)
+    matrix[rows, low] = 1 - weight
+    matrix[rows, high] += weight
+    return matrix

@@ -1,0 +1,32 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside a file, to write under before the file takes its own.
+
+    Not from `tempfile`: its files are readable by their owner only, checkpoints are often shared.
+    """
+    return path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that its name holds the old content or the new, never a part of it.
+
+    Folders are made as needed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # still there only if something went wrong
