@@ -1,28 +1,43 @@
-"""Segment an image or a folder of images: a colour overlay and an index PNG for each."""
+"""Segment images or a video with a checkpoint or an exported model.
+
+CONFIG CHECKPOINT SOURCE runs a checkpoint, MODEL SOURCE an exported file (.onnx, .xml, .pt2).
+SOURCE is an image, a folder of images, - (paths on standard input, one a line), a video, or a
+camera's number. Images get a colour overlay and an index PNG, videos and cameras an overlay video.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from ssnet_mm.engine.launch import add_config_arguments, load_config
-from ssnet_mm.engine.predict import predict
+from ssnet_mm.deploy import predict
+from ssnet_mm.deploy.segmenter import LOADERS, Segmenter
 from ssnet_mm.errors import exit_on_user_error
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file; every weight must fit the model')
-    parser.add_argument('source', metavar='IMAGE_OR_FOLDER')
-    parser.add_argument(
-        '--out-dir', required=True, metavar='DIR', help='gets overlay/<name>.png, index/<name>.png'
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument('model', metavar='CONFIG|MODEL', help='config, or an exported model')
+    parser.add_argument('checkpoint', nargs='?', help='for a config; every weight must fit')
+    parser.add_argument('source', metavar='SOURCE', help='image, folder, -, video or camera number')
+    parser.add_argument(
+        '--cfg-options', nargs='+', metavar='KEY=VALUE', help='override settings of the config'
+    )
+    parser.add_argument(
+        '--out-dir', required=True, metavar='DIR',
+        help='gets overlay/<name>.png and index/<name>.png, or <name>.mp4',
+    )  # fmt: skip
     parser.add_argument('--device', help='cpu or cuda:0 (default: CUDA where there is some)')
+    parser.add_argument('--threads', type=int, metavar='N', help='that the runtime may use')
+    parser.add_argument('--no-fuse', action='store_true', help="run a config's model as it is")
     parser.add_argument(
         '--opacity', type=float, default=0.5, help='of the colours, 0 to 1 (default: 0.5)'
     )
+    parser.add_argument('--show', action='store_true', help='videos: in a window as well; q ends')
+    parser.add_argument('--limit', type=int, metavar='N', help='videos: so many frames')
     return parser.parse_args(argv)
 
 
@@ -30,9 +45,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Predict; exit code 2 and one line where the input is at fault."""
     args = parse_args(argv)
-    cfg = load_config(args.config, args.cfg_options)
-    count = predict(cfg, args.checkpoint, args.source, args.out_dir, args.device, args.opacity)
-    print(f'{count} images segmented: {args.out_dir}/overlay and {args.out_dir}/index')
+    predict.check_output(args.out_dir, args.opacity)
+    video = predict.is_video(args.source)
+    images = [] if video else predict.find_images(args.source)
+    model = args.model
+    if args.checkpoint is not None and not model.lower().endswith(tuple(LOADERS)):
+        from ssnet_mm.engine.launch import load_config, parse_options  # needs the toolbox
+
+        model = load_config(model, parse_options(args.cfg_options))
+    segment = Segmenter(
+        model, args.checkpoint, device=args.device, threads=args.threads, fuse=not args.no_fuse
+    )
+    if video:
+        count, file = predict.predict_video(
+            segment, args.source, args.out_dir, args.opacity, args.show, args.limit
+        )
+        print(f'{count} frames segmented: {file}')
+    else:
+        count = predict.predict(segment, images, args.out_dir, args.opacity)
+        print(f'{count} images segmented: {args.out_dir}/overlay and {args.out_dir}/index')
 
 
 if __name__ == '__main__':

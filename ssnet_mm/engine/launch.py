@@ -49,6 +49,21 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
+    """``key=value`` words as ``--cfg-options`` takes them; for tools that also run without mmengine.
+
+    Raises:
+        UserError: A word is no such pair.
+    """
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions)
+    try:
+        parsed = parser.parse_args(['--cfg-options', *options] if options else [])
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from error
+    return parsed.cfg_options or {}
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --work-dir, --launcher and --local_rank."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
