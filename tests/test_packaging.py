@@ -215,8 +215,8 @@ def test_the_model_index_tells_what_the_config_says(models, name):
     assert entry['Metadata']['Batch Size'] == cfg.train_dataloader.batch_size
 
 
-@pytest.mark.parametrize('module', ['mmengine', 'mmcv', 'mmseg'])
-def test_importing_without_the_toolbox_names_both_stacks(module):
+@pytest.mark.parametrize('module', ['torch', 'mmengine', 'mmcv', 'mmseg'])
+def test_without_the_toolbox_the_parts_name_both_stacks(module):
     code = f"""
 import sys
 from importlib.machinery import PathFinder
@@ -228,14 +228,20 @@ class Hide(PathFinder):
         return None if name.partition('.')[0] == {module!r} else found
 
 sys.meta_path = [Hide if finder is PathFinder else finder for finder in sys.meta_path]
-try:
-    import ssnet_mm
-except ImportError as error:
-    print(type(error).__name__, error)
+import ssnet_mm
+print(ssnet_mm.__version__, hasattr(ssnet_mm, 'nothing'))
+for name in ('VGG16', 'FCN8Head', 'SeparableConv2d', 'CamVidDataset', 'build_model'):
+    try:
+        exec(f'from ssnet_mm import {{name}}')
+    except ImportError as error:
+        print(type(error).__name__, error)
 """
-    output = run(sys.executable, '-c', code, cwd=ROOT)
-    assert output.startswith('ImportError ')
-    assert all(word in output for word in (module, 'ssnet_mm[onedl]', 'ssnet_mm[openmmlab]'))
+    version, *lines = run(sys.executable, '-c', code, cwd=ROOT).splitlines()
+    assert version == f'{ssnet_mm.__version__} False'
+    assert len(lines) == 5
+    for line in lines:
+        assert line.startswith('ImportError ')
+        assert all(word in line for word in (module, 'ssnet_mm[onedl]', 'ssnet_mm[openmmlab]'))
 
 
 @pytest.mark.skipif(shutil.which('make') is None, reason='needs make')

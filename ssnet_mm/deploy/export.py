@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssnet_mm.deploy.fuse import fuse
@@ -280,7 +280,7 @@ class _Network(nn.Module):
         self.finish = _Finish(recipe)
         self.eval().requires_grad_(False)
 
-    def half(self) -> '_Network':  # type: ignore[override]
+    def half(self) -> _Network:  # type: ignore[override]
         """Compute the network, and nothing around it, in half precision."""
         self.model.half()
         return self
@@ -411,7 +411,7 @@ def _write_torch_export(
         program = torch.export.export(
             network,
             (network.example(size),),
-            dynamic_shapes=({axis: dynamic for axis in axes},),
+            dynamic_shapes=(dict.fromkeys(axes, dynamic),),
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )

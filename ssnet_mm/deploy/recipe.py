@@ -56,7 +56,7 @@ class Recipe:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str | None, source: object) -> 'Recipe':
+    def from_json(cls, text: str | None, source: object) -> Recipe:
         """Read a recipe; UserError where a file has none, or one of another version."""
         if not text:
             raise UserError(f'{source} does not say how to use it; make it with tools/export.py')

@@ -170,7 +170,7 @@ def _load_openvino(path: Path, device: str | None, threads: int | None) -> Expor
         compiled = core.compile_model(model, (device or 'cpu').upper(), options)
     except RuntimeError as error:
         raise UserError(
-            f'device {device}: OpenVINO can not use it; it finds {", ".join(core.available_devices)}'
+            f'device {device}: OpenVINO finds {", ".join(core.available_devices)} only'
         ) from error
     local = threading.local()  # a request is for one thread at a time
 
@@ -242,7 +242,8 @@ class Segmenter:
 
     Args:
         model: A config (a file, or mmengine's ``Config``), or what ``tools/export.py`` wrote:
-            ``.onnx`` (run by ONNX Runtime), ``.xml`` (OpenVINO) or ``.pt2`` (torch).
+            ``.onnx`` (run by ONNX Runtime), ``.xml`` (OpenVINO) or ``.pt2`` (torch); or a backend,
+            such as a ``TorchBackend`` around a model that is loaded already.
         checkpoint: For a config: the weights, which must fit the model.
         device: ``'cpu'``, ``'cuda:0'`` or what else the runtime knows. The default is CUDA where
             torch finds some for a config, and the CPU for an exported model.
@@ -279,14 +280,19 @@ class Segmenter:
             if number is not None and number < 1:
                 raise UserError(f'{name} must be at least 1, got {number}')
         self.batch_size = batch_size
+        self.backend: Backend
         path = Path(model) if isinstance(model, (str, os.PathLike)) else None
         load = LOADERS.get(path.suffix.lower()) if path else None
         if path and load:
             if checkpoint is not None:
-                raise UserError(f'{path} holds its weights: a checkpoint ({checkpoint}) is too much')
+                raise UserError(
+                    f'{path} holds its weights: a checkpoint ({checkpoint}) is too much'
+                )
             if not path.is_file():
                 raise UserError(f'model {path} not found; check the path')
-            self.backend: Backend = load(path, device, threads)
+            self.backend = load(path, device, threads)
+        elif isinstance(model, (TorchBackend, ExportedBackend)):
+            self.backend = model
         elif path and path.suffix != '.py':
             kinds = ', '.join(LOADERS)
             raise UserError(f'{path} is no model: expected a config (.py) or a file {kinds}')
@@ -342,9 +348,7 @@ class Segmenter:
         if isinstance(image, Image.Image):
             return _to_rgb(image)
         if not isinstance(image, np.ndarray):
-            raise UserError(
-                f'expected a path, a PIL image or an array, got {type(image).__name__}'
-            )
+            raise UserError(f'expected a path, a PIL image or an array, got {type(image).__name__}')
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise UserError(
                 'an image array must be uint8 of shape (height, width, 3), RGB; got '

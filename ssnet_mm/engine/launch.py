@@ -50,7 +50,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
-    """``key=value`` words as ``--cfg-options`` takes them; for tools that also run without mmengine.
+    """``key=value`` words as ``--cfg-options`` takes them, where mmengine is imported late.
 
     Raises:
         UserError: A word is no such pair.

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmseg.apis import init_model
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,8 +109,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny_config, tiny_data, tmp_pa
 
 def test_predict_does_what_it_can(tool, tiny_config, tiny_data, tmp_path, fails):
     config = tiny_config()
-    predict = tool('predict').predict.__globals__
-    model = predict['init_model'](tool('predict').load_config(config), None, 'cpu')
+    model = init_model(config, None, 'cpu')
     torch.save(model.state_dict(), tmp_path / 'bare.pth')
     (tiny_data / 'JPEGImages' / '1.jpg').write_bytes(b'no image')
     line = fails('predict', config, tmp_path / 'bare.pth', tiny_data / 'JPEGImages',
@@ -145,7 +145,7 @@ def test_a_hostile_checkpoint_in_a_process_of_its_own(tiny_config, tmp_path):
 
 def test_painted_predictions_go_where_show_dir_says(tool, tiny_config, tmp_path):
     config = tiny_config()
-    model = tool('predict').predict.__globals__['init_model'](config, None, 'cpu')
+    model = init_model(config, None, 'cpu')
     torch.save(model.state_dict(), tmp_path / 'bare.pth')
     tool('test').main(
         [config, str(tmp_path / 'bare.pth'), '--work-dir', str(tmp_path / 'work')]

@@ -1,0 +1,234 @@
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmseg.apis import init_model
+from mmseg.utils import get_palette
+from PIL import Image
+
+from ssnet_mm.deploy import model as model_module
+from ssnet_mm.deploy import predict, segmenter
+from ssnet_mm.deploy.recipe import Recipe
+from ssnet_mm.engine import launch
+from ssnet_mm.errors import UserError
+
+PALETTE = ((0, 0, 0), (200, 100, 0), (0, 0, 9))
+
+
+@pytest.fixture
+def red():
+    """Segments by the red channel: class 1 where it is bright, else class 0."""
+    recipe = Recipe(num_classes=3, end_to_end=True, palette=PALETTE)
+    backend = segmenter.ExportedBackend(lambda x: (x[..., 0] > 100).astype(np.uint8), recipe)
+    return segmenter.Segmenter(backend)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Left half dark, right half bright red, 6 wide and 4 high."""
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[:, 3:, 0] = 240
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    for name in ('a.png', 'b.PNG'):
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def test_index_holds_classes_and_overlay_mixes_colours(red, pictures, tmp_path):
+    images = predict.find_images(pictures)
+    assert predict.predict_images(red, images, tmp_path / 'out', opacity=0.25) == []
+    expected = np.zeros((4, 6), np.uint8)
+    expected[:, 3:] = 1
+    for name in ('a.png', 'b.png'):
+        index = Image.open(tmp_path / 'out' / 'index' / name)
+        assert index.mode == 'P'
+        np.testing.assert_array_equal(np.array(index), expected)
+        colours = np.array(index.convert('RGB'))
+        assert colours[0, 0].tolist() == [0, 0, 0] and colours[0, 5].tolist() == [200, 100, 0]
+        overlay = np.array(Image.open(tmp_path / 'out' / 'overlay' / name))
+        assert overlay[0, 0].tolist() == [0, 0, 0]
+        assert overlay[0, 5].tolist() == [230, 25, 0]  # 0.75 * (240, 0, 0) + 0.25 * (200, 100, 0)
+
+
+def test_images_of_one_stem_do_not_overwrite_each_other():
+    names = predict.output_names([Path('in/a.jpg'), Path('in/A.png'), Path('in/b.jpg')])
+    assert names == ['a.jpg.png', 'A.png.png', 'b.jpg.png']
+    assert predict.output_names([Path('in/a.jpg'), Path('in/b.png')]) == ['a.png', 'b.png']
+    names = predict.output_names([Path('in/a.jpg'), Path('on/a.jpg'), Path('on/a.jpg')])
+    assert names == ['a.jpg.png', 'a.jpg_2.png', 'a.jpg_3.png']
+
+
+def test_an_unreadable_image_is_named_and_the_others_are_done(red, pictures, tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(pictures / 'cut.jpg')  # far longer than its header
+    os.truncate(pictures / 'cut.jpg', os.path.getsize(pictures / 'cut.jpg') // 2)
+    (pictures / 'text.jpg').write_text('no image')
+    failures = predict.predict_images(red, predict.find_images(pictures), tmp_path / 'out')
+    assert [re.match(r'\S+', failure)[0] for failure in failures] == [
+        str(pictures / 'cut.jpg'),
+        str(pictures / 'text.jpg'),
+    ]
+    for kind in ('overlay', 'index'):
+        written = sorted(p.name for p in (tmp_path / 'out' / kind).iterdir())
+        assert written == ['a.png', 'b.png']
+    assert re.search(r'\[4/4\] elapsed: \d+s\n$', capsys.readouterr().err)
+
+
+def test_torch_reads_as_mmcv_does_and_refuses_what_opencv_fills_in(pictures, monkeypatch):
+    import mmcv
+
+    Image.effect_noise((64, 64), 99).save(pictures / 'cut.jpg')
+    backend = segmenter.TorchBackend.__new__(segmenter.TorchBackend)
+    expected = mmcv.imread(str(pictures / 'cut.jpg'), channel_order='rgb')
+    np.testing.assert_array_equal(backend.read(pictures / 'cut.jpg'), expected)
+    os.truncate(pictures / 'cut.jpg', os.path.getsize(pictures / 'cut.jpg') // 2)
+    # as OpenCV 4 does, which fills in grey where a file is cut short
+    monkeypatch.setattr(mmcv, 'imread', lambda *_, **__: np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(OSError, match='truncated'):
+        backend.read(pictures / 'cut.jpg')
+
+
+def test_inputs_are_not_overwritten(red, pictures, tmp_path):
+    pictures.rename(tmp_path / 'index')
+    images = predict.find_images(tmp_path / 'index')
+    before = images[0].read_bytes()
+    with pytest.raises(UserError, match='would overwrite the images; choose another'):
+        predict.predict_images(red, images, tmp_path)
+    assert images[0].read_bytes() == before and not (tmp_path / 'overlay').exists()
+
+
+def test_images_are_sought_by_suffix_in_one_folder(pictures):
+    (pictures / 'notes.txt').touch()
+    (pictures / 'folder.jpg').mkdir()
+    assert [p.name for p in predict.find_images(pictures)] == ['a.png', 'b.PNG']
+    assert predict.find_images(pictures / 'a.png') == [pictures / 'a.png']
+    with pytest.raises(UserError, match='no image in .*folder.jpg; looked for .bmp'):
+        predict.find_images(pictures / 'folder.jpg')
+    with pytest.raises(UserError, match='no image or folder .*none'):
+        predict.find_images(pictures / 'none')
+
+
+def test_devices_that_are_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    assert model_module.check_device(None) == 'cpu' and model_module.check_device('cpu') == 'cpu'
+    with pytest.raises(UserError, match='--device cuda: torch finds 0 CUDA devices here'):
+        model_module.check_device('cuda')
+    with pytest.raises(UserError, match='--device gpu is none; take cpu or cuda:0'):
+        model_module.check_device('gpu')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    assert model_module.check_device(None) == 'cuda:0'
+    with pytest.raises(UserError, match='--device cuda:1: torch finds 1 CUDA'):
+        model_module.check_device('cuda:1')
+
+
+def test_palette_falls_back_to_vocs():
+    voc = get_palette('voc')
+    assert segmenter.full_palette((), 21)[:21].tolist() == voc
+    assert segmenter.full_palette([[9, 9, 9]], 2)[:2].tolist() == voc[:2]
+    assert segmenter.full_palette([[9, 9, 9]], 1)[:2].tolist() == [[9, 9, 9], voc[1]]
+
+
+def test_colours_come_from_the_checkpoint_or_else_from_the_config(tiny_config, tmp_path):
+    cfg = launch.load_config(tiny_config())
+    model = init_model(cfg, checkpoint=None, device='cpu')
+    for meta, palette in (
+        ({'dataset_meta': {'classes': ('a',), 'palette': [[1, 2, 3]]}}, [[1, 2, 3]]),
+        ({}, cfg.palette),
+    ):
+        torch.save({'state_dict': model.state_dict(), 'meta': meta}, tmp_path / 'a.pth')
+        loaded = model_module.load_model(cfg, str(tmp_path / 'a.pth'), 'cpu')
+        assert loaded.dataset_meta['palette'] == palette
+        assert not loaded.training
+
+
+def test_paths_come_from_a_list():
+    listing = io.StringIO('in/b.png\n\n in/a.png \n')
+    assert predict.find_images('-', listing) == [Path('in/b.png'), Path('in/a.png')]
+    with pytest.raises(UserError, match='standard input names none'):
+        predict.find_images('-', io.StringIO('\n'))
+
+
+@pytest.fixture
+def video(tmp_path):
+    """Five frames of 64x48; a red square wanders to the right."""
+    path = tmp_path / 'walk.mp4'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'mp4v'), 10.0, (64, 48))
+    for i in range(5):
+        frame = np.zeros((48, 64, 3), np.uint8)
+        frame[16:32, 8 * i : 8 * i + 16, 2] = 240
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_a_video_becomes_an_overlay_video(red, video, tmp_path):
+    count, file = predict.predict_video(red, video, tmp_path / 'out', opacity=1)
+    assert (count, file) == (5, tmp_path / 'out' / 'walk.mp4')
+    capture = cv2.VideoCapture(str(file))
+    assert capture.get(cv2.CAP_PROP_FPS) == 10
+    frames = [capture.read()[1][..., ::-1].astype(int) for _ in range(5)]
+    assert not capture.read()[0] and frames[0].shape == (48, 64, 3)
+    for i, frame in enumerate(frames):  # compression blurs colours
+        assert np.abs(frame[24, 8 * i + 8] - PALETTE[1]).max() < 40
+        assert frame[40, 8 * i + 8].max() < 40
+    assert [p.name for p in (tmp_path / 'out').iterdir()] == ['walk.mp4']
+
+
+def test_a_video_ends_at_the_limit_or_at_ctrl_c(red, video, tmp_path, monkeypatch):
+    assert predict.predict_video(red, video, tmp_path / 'out', limit=2)[0] == 2
+
+    class Interrupted:
+        reads = 0
+
+        def read(self):
+            self.reads += 1
+            if self.reads == 4:
+                raise KeyboardInterrupt
+            return True, np.zeros((48, 64, 3), np.uint8)
+
+        def get(self, _):
+            return 0.0  # as cameras without a rate do
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda source: Interrupted() if source == 0 else None)
+    count, file = predict.predict_video(red, '0', tmp_path / 'out')
+    assert (count, file.name) == (3, 'camera0.mp4') and file.stat().st_size > 0
+
+
+def test_what_is_no_video_is_told_and_leaves_no_file(red, video, tmp_path, monkeypatch):
+    (tmp_path / 'text.mp4').write_text('no video')
+    out = tmp_path / 'out'
+    for source, options, message in (
+        ('text.mp4', {}, 'no frame comes from .*text.mp4'),
+        ('none.mp4', {}, 'no video .*none.mp4'),
+        ('walk.mp4', {'limit': 0}, '--limit must be at least 1'),
+        ('walk.mp4', {'out_dir': tmp_path}, 'would overwrite the video'),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict.predict_video(red, tmp_path / source, **{'out_dir': out, **options})
+    monkeypatch.setitem(sys.modules, 'cv2', None)
+    with pytest.raises(UserError, match='pip install opencv-python'):
+        predict.predict_video(red, video, out)
+    assert not out.exists()
+
+
+def test_a_window_shows_the_frames_and_q_ends_it(red, video, tmp_path, monkeypatch):
+    shown, keys = [], iter([-1, ord('q')])
+    monkeypatch.setattr(cv2, 'imshow', lambda _, frame: shown.append(frame), raising=False)
+    monkeypatch.setattr(cv2, 'waitKey', lambda _: next(keys), raising=False)
+    assert predict.predict_video(red, video, tmp_path / 'out', show=True)[0] == 2
+    assert len(shown) == 2 and shown[0].shape == (48, 64, 3)
+
+
+def test_sources_that_are_videos():
+    assert all(map(predict.is_video, ('0', 'a.mp4', 'in/b.AVI', Path('c.mkv'))))
+    assert not any(map(predict.is_video, ('-', 'a.jpg', 'folder', '-1')))
