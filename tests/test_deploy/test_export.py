@@ -1,0 +1,320 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmseg.apis import init_model
+from mmseg.registry import MODELS
+from torch import nn
+
+from ssnet_mm import build_model
+from ssnet_mm.deploy import export as module
+from ssnet_mm.deploy.export import SUFFIXES, Report, compare, export, make_recipe, verify
+from ssnet_mm.deploy.model import load_model
+from ssnet_mm.deploy.recipe import Recipe
+from ssnet_mm.deploy.segmenter import LOADERS
+from ssnet_mm.engine.launch import load_config
+from ssnet_mm.errors import UserError
+
+PACKAGES = {'onnx': ('onnx', 'onnxruntime'), 'openvino': ('onnx', 'openvino'), 'torch-export': ()}
+# batch, height, width: crops of the upsampled maps at the bottom, right, both or none; all are
+# other sizes than the example's
+SIZES = [(1, 97, 131), (3, 33, 47), (2, 64, 64), (1, 50, 38), (2, 40, 72)]
+META = {'classes': ('a', 'b', 'c', 'd', 'e'), 'palette': [[i, 2 * i, 9] for i in range(5)]}
+
+
+def need(format, precision='fp32'):
+    for package in (
+        *PACKAGES[format],
+        *(['nncf'] if (format, precision) == ('openvino', 'int8') else []),
+    ):
+        pytest.importorskip(package, reason=f'exporting to {format} needs {package}')
+
+
+def distinct(model):
+    """Statistics and weights that make all layers count."""
+    generator = torch.Generator().manual_seed(0)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.uniform_(-0.2, 0.2, generator=generator)
+            part.running_var.uniform_(0.5, 1.5, generator=generator)
+    for name, weight in model.decode_head.named_parameters():
+        if 'scores' in name and weight.ndim == 4:
+            nn.init.normal_(weight.data, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope='module')
+def model():
+    torch.manual_seed(0)
+    made = build_model(5, conv_type='ds', base_channels=4, fc_channels=8)
+    made.dataset_meta = META
+    return distinct(made)
+
+
+def images(batch, height, width):
+    """Noise in blocks, so that the maps have large parts of several classes."""
+    rng = np.random.default_rng(height)
+    blocks = rng.integers(0, 256, (batch, -(-height // 8), -(-width // 8), 3)).astype(np.uint8)
+    return blocks.repeat(8, 1).repeat(8, 2)[:, :height, :width]
+
+
+def runner(path):
+    return LOADERS[path.suffix](path, 'cpu', 1)
+
+
+@pytest.fixture(scope='module', params=SUFFIXES)
+def exported(request, model, tmp_path_factory):
+    """A file of logits and an end-to-end file, of one format."""
+    need(request.param)
+    folder = tmp_path_factory.mktemp('exported')
+    files = [folder / f'{name}{SUFFIXES[request.param]}' for name in ('logits', 'labels')]
+    before = copy.deepcopy(model.state_dict())
+    for file, end_to_end in zip(files, (False, True)):
+        report = export(model, file, request.param, end_to_end=end_to_end, size=(64, 96))
+        assert report.passes('fp32') and report.images == 'images of 64x96, 49x61'
+        assert report.agreement > 0.999
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    return files
+
+
+def test_logits_are_those_of_the_model_at_any_size_and_batch(model, exported):
+    run = runner(exported[0]).run
+    for batch, height, width in SIZES:
+        planes = make_recipe(model).normalised(images(batch, height, width))
+        with torch.no_grad():
+            expected = model(torch.from_numpy(planes), mode='tensor').numpy()
+        np.testing.assert_allclose(run(planes), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_labels_are_those_that_mmseg_predicts(model, exported):
+    run = runner(exported[1]).run
+    for batch, height, width in SIZES:
+        pixels = images(batch, height, width)
+        planes = torch.from_numpy(pixels.transpose(0, 3, 1, 2)[:, ::-1].copy())  # BGR, as loaded
+        with torch.no_grad():
+            results = model.test_step({'inputs': list(planes)})
+        expected = np.stack([result.pred_sem_seg.data[0].numpy() for result in results])
+        found = run(pixels)
+        assert found.dtype == np.uint8 and found.shape == expected.shape
+        assert (found == expected).mean() > 0.999, (height, width)  # but for ties
+        assert len(np.unique(found)) > 2
+
+
+def test_the_file_says_how_to_use_it(model, exported):
+    for file, end_to_end in zip(exported, (False, True)):
+        recipe = runner(file).recipe
+        assert recipe == make_recipe(model, end_to_end)
+        assert recipe.classes == META['classes'] and recipe.palette[2] == (2, 4, 9)
+        assert recipe.mean == pytest.approx((123.675, 116.28, 103.53))
+        assert (recipe.channel_order, recipe.end_to_end) == ('rgb', end_to_end)
+
+
+@pytest.mark.parametrize('format', ['onnx', 'openvino'])
+@pytest.mark.parametrize('precision', ['fp16', 'int8'])
+def test_lower_precision_is_close_and_smaller(model, tmp_path, format, precision):
+    need(format, precision)
+    file = tmp_path / f'low{SUFFIXES[format]}'
+    calibration = [images(1, 90, 120)[0], images(1, 45, 60)[0]] if precision == 'int8' else None
+    report = export(
+        model, file, format, precision=precision, end_to_end=precision == 'int8', size=(64, 96),
+        calibration=calibration,
+    )  # fmt: skip
+    assert report.agreement > 0.95 and report.deviation > 0
+    names = [file.name, file.with_suffix('.bin').name] if format == 'openvino' else [file.name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
+    if precision == 'int8':
+        assert report.images == 'images of 90x120, 45x60'
+        text = file.read_bytes()  # only the network is quantised: the resizing would lose most
+        marker = b'QuantizeLinear' if format == 'onnx' else b'FakeQuantize'
+        assert marker in text or b'"i8"' in text
+    assert runner(file).recipe.precision == precision
+
+
+def test_a_failed_check_writes_no_file_and_keeps_the_old_one(model, tmp_path, monkeypatch):
+    need('onnx')
+    file = tmp_path / 'a.onnx'
+    file.write_text('old')
+    monkeypatch.setattr(module, 'fuse', lambda model, **_: nn.Sequential(copy.deepcopy(model)))
+
+    def wrong(network, size):
+        network.model[0].decode_head.scores[0].pointwise.bias.data += 1
+        network.model = network.model[0]
+        return graph(network, size)
+
+    graph = module._onnx_graph
+    monkeypatch.setattr(module, '_onnx_graph', wrong)
+    with pytest.raises(UserError, match='was not written: it differs from the model: max differe'):
+        export(model, file, 'onnx', size=(64, 96))
+    assert [p.name for p in tmp_path.iterdir()] == ['a.onnx'] and file.read_text() == 'old'
+
+
+def test_the_report_measures_what_differs(model):
+    recipe = make_recipe(model)
+    pixels = images(2, 33, 47)
+    planes = torch.from_numpy(recipe.normalised(pixels))
+    with torch.no_grad():
+        logits = model(planes, mode='tensor')
+    moved = logits.clone()
+    moved[0, 0, 0, 0] -= 2
+    report = compare(model, lambda _: moved.numpy(), recipe, [pixels])
+    assert report.difference == pytest.approx(2) and report.scale == logits.abs().max()
+    assert report.deviation == pytest.approx(2 / logits.numel() ** 0.5)
+    cropped = logits[..., :-1].numpy()
+    with pytest.raises(UserError, match=r'\(2, 5, 5, 5\) logits for an image of 33x47, expected'):
+        compare(model, lambda _: cropped, recipe, [pixels])
+
+    large = nn.functional.interpolate(logits, (33, 47), mode='bilinear')
+    best, second = large.topk(2, dim=1).values[0, :, 0, 0].tolist()
+    labels = large.argmax(1)
+    labels[0, 0, 0] = large[0, :, 0, 0].topk(2).indices[1]
+    report = compare(model, lambda _: labels.numpy(), make_recipe(model, True), [pixels])
+    assert report.difference == pytest.approx(best - second, rel=1e-4)
+    assert report.agreement == pytest.approx(1 - 1 / labels.numel())
+
+
+def test_what_counts_as_the_same():
+    report = Report(0.004, 0.004, 10.0, 4.0, 1.0, '')
+    assert report.passes('fp32')
+    worse = Report(0.4, 0.2, 10.0, 4.0, 1.0, '')
+    assert not worse.passes('fp32') and worse.passes('fp16') and worse.passes('int8')
+    worst = Report(4.0, 1.1, 10.0, 4.0, 0.5, '')
+    assert not worst.passes('fp16') and not worst.passes('int8')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(format='tflite'), 'format must be one of onnx, openvino, torch-export, got tflite'),
+        (dict(precision='int4'), 'precision must be one of fp32, fp16, int8'),
+        (dict(path='a.pt'), 'must end in .onnx, got a.pt'),
+        (dict(precision='int8'), 'int8 takes calibration images'),
+        (dict(calibration=[np.zeros((9, 9, 3), np.uint8)]), 'other precisions none'),
+        (dict(format='torch-export', path='a.pt2', precision='int8'), 'torch-export has no int8'),
+    ],
+)
+def test_what_can_not_be_asked_for(model, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        export(**{'model': model, 'path': 'a.onnx', 'format': 'onnx', **changes})
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipes_of_configs(tiny_config):
+    resize = 'test_pipeline[1:1] = [dict(type="Resize", scale=(30, 20), keep_ratio=True)]'
+    model = init_model(tiny_config(resize), device='cpu')
+    recipe = make_recipe(model)
+    assert recipe.resize == {'scale': [30, 20], 'keep_ratio': True}
+    assert recipe.mean == (127.5,) * 3 and recipe.channel_order == 'rgb'
+    assert Recipe.from_json(recipe.to_json(), 'it') == recipe
+    for changes, message in (
+        ('test_pipeline[1:1] = [dict(type="RandomFlip", prob=0.5)]', 'has LoadImageFromFile, Rand'),
+        (resize.replace('True', 'True, backend="pillow"'), 'Resize with backend can not'),
+        ('model["test_cfg"] = dict(mode="slide")', 'model.test_cfg.mode=whole'),
+        ('model["data_preprocessor"]["test_cfg"] = dict(size_divisor=32)', 'pads test images'),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_recipe(init_model(tiny_config(changes), device='cpu'))
+
+
+@pytest.mark.parametrize('backbone', ['ResNetV1c', 'MobileNetV2'])
+def test_mmsegs_own_networks(tmp_path, backbone):
+    need('onnx')
+    parts = {
+        'ResNetV1c': (dict(type='ResNetV1c', depth=18, base_channels=8, stem_channels=8), 64, 3),
+        'MobileNetV2': (dict(type='MobileNetV2', widen_factor=0.1, out_indices=(6,)), 32, 0),
+    }
+    config, channels, index = parts[backbone]
+    torch.manual_seed(0)
+    head = dict(type='FCNHead', in_channels=channels, in_index=index, channels=8, num_convs=1)
+    model = MODELS.build(
+        dict(
+            type='EncoderDecoder',
+            data_preprocessor=dict(type='mmseg.SegDataPreProcessor'),  # BGR, not normalised
+            backbone=config,
+            decode_head=dict(head, num_classes=2, out_channels=1, threshold=0.4),
+            test_cfg=ConfigDict(mode='whole'),
+        )
+    ).eval()
+    for end_to_end in (False, True):
+        file = tmp_path / f'{end_to_end}.onnx'
+        report = export(model, file, 'onnx', end_to_end=end_to_end, size=(64, 96))
+        assert report.agreement > 0.999
+    recipe = runner(file).recipe
+    assert (recipe.channel_order, recipe.mean, recipe.threshold) == ('bgr', (), 0.4)
+
+
+class Unknown(nn.Module):
+    def forward(self, x):
+        return x + torch.linalg.matrix_exp(x[..., :2, :2]).sum()
+
+
+def test_a_layer_that_can_not_be_exported_is_one_line(model, tmp_path):
+    need('onnx')
+    broken = copy.deepcopy(model)
+    broken.backbone.stages[0].append(Unknown())
+    with pytest.raises(UserError, match='can not be exported to onnx .*matrix_exp') as raised:
+        export(broken, tmp_path / 'a.onnx', 'onnx', size=(64, 96))
+    assert '\n' not in str(raised.value) and not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'onnx', None)
+    with pytest.raises(UserError, match='pip install onnx'):
+        export(model, tmp_path / 'a.onnx', 'onnx', size=(64, 96))
+
+
+@pytest.fixture
+def tiny(tiny_config, tmp_path):
+    """A config that enlarges its images, and a checkpoint for it."""
+    resize = (
+        'test_pipeline[1:1] = [dict(type="Resize", scale=(64, 60), keep_ratio=True)]\n'
+        'test_dataloader["dataset"]["pipeline"] = test_pipeline'
+    )
+    config = tiny_config(resize)
+    torch.manual_seed(0)
+    weights = distinct(init_model(config, None, 'cpu')).state_dict()
+    torch.save({'state_dict': weights, 'meta': {}}, tmp_path / 'tiny.pth')
+    return config, str(tmp_path / 'tiny.pth')
+
+
+def test_verify_scores_as_the_test_tool_does(tool, tiny, tmp_path):
+    need('onnx')
+    config, checkpoint = tiny
+    model = load_model(load_config(config), checkpoint, 'cpu')
+    scores = []
+    for end_to_end in (False, True):
+        export(model, tmp_path / 'a.onnx', 'onnx', end_to_end=end_to_end, size=(53, 64))
+        scores.append(verify(model, tmp_path / 'a.onnx'))
+    tool('test').main([config, checkpoint, '--work-dir', str(tmp_path / 'work')])
+    (log,) = (tmp_path / 'work').glob('*/*.json')
+    expected = json.loads(log.read_text().splitlines()[-1])['mIoU']
+    assert scores[0]['model']['mIoU'] == pytest.approx(expected)
+    assert scores[0]['exported']['mIoU'] == pytest.approx(expected, abs=0.1)
+    # labels are resized, not logits
+    assert scores[1]['exported']['mIoU'] == pytest.approx(expected, abs=5)
+
+
+def test_the_tool_writes_checks_and_verifies(tool, tiny, tiny_data, tmp_path, capsys):
+    need('onnx')
+    config, checkpoint = tiny
+    out = tmp_path / 'new' / 'tiny.onnx'
+    args = [config, checkpoint, '--format', 'onnx', '--size', '48', '64', '--out', str(out)]
+    calibrate = ['--precision', 'int8', '--calibrate', str(tiny_data / 'JPEGImages')]
+    tool('export').main([*args, *calibrate, '--end-to-end', '--verify', 'test'])
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line.startswith((str(out), 'mIoU on'))]
+    assert told[0].startswith(f'{out}: max difference ') and 'of labels agree' in told[0]
+    assert [line.partition(':')[0] for line in told[1:]] == [
+        'mIoU on test, model', 'mIoU on test, exported',
+    ]  # fmt: skip
+    for changes, message in (
+        (['--calibrate', str(tmp_path / 'none')], 'no image or folder'),
+        (['--size', '0', '8'], '--size must be positive'),
+        (['--cfg-options', 'model.decode_head.num_classes=4'], 'was trained for 3 classes'),
+    ):
+        with pytest.raises(SystemExit, match='^2$'):
+            tool('export').main([*args, *changes])
+        assert message in capsys.readouterr().err
