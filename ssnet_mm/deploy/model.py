@@ -35,7 +35,7 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     """Build the config's segmentor with a checkpoint's weights, in evaluation mode.
 
     Returns:
-        The model, with ``cfg`` and ``dataset_meta``. Its ``cfg.test_pipeline`` loads no label maps.
+        The model, with ``cfg`` and ``dataset_meta``.
 
     Raises:
         UserError: The model can't be built, or the weights are not its own.
@@ -44,8 +44,6 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
         with config_errors(f'{cfg.filename} has neither test_pipeline nor test_dataloader'):
             _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
             cfg.test_pipeline = dataset.pipeline
-    # mmseg's inference_model removes them at its first call, which is not safe among threads
-    cfg.test_pipeline = [t for t in cfg.test_pipeline if t.get('type') != 'LoadAnnotations']
     with config_errors(f'the model of {cfg.filename}'):
         model = revert_sync_batchnorm(init_model(cfg, checkpoint=None, device='cpu'))
     meta = load_checkpoint(model, checkpoint).get('meta', {})
