@@ -122,7 +122,7 @@ def progress(items: Sequence[Path], file: TextIO | None = None) -> Iterator[Path
     start = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
-        file.write(f'\r[{done}/{len(items)}] elapsed: {time.monotonic() - start:.0f}s')
+        file.write(f'[{done}/{len(items)}] elapsed: {time.monotonic() - start:.0f}s\r')
         file.flush()
     file.write('\n')
 

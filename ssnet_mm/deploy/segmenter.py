@@ -298,9 +298,7 @@ class Segmenter:
         load = LOADERS.get(path.suffix.lower()) if path else None
         if path and load:
             if checkpoint is not None:
-                raise UserError(
-                    f'{path} holds its weights: a checkpoint ({checkpoint}) is too much'
-                )
+                raise UserError(f'{path} holds its weights; leave {checkpoint} out')
             if not path.is_file():
                 raise UserError(f'model {path} not found; check the path')
             self.backend = load(path, device, threads)

@@ -78,7 +78,7 @@ def test_an_unreadable_image_is_named_and_the_others_are_done(red, pictures, tmp
     for kind in ('overlay', 'index'):
         written = sorted(p.name for p in (tmp_path / 'out' / kind).iterdir())
         assert written == ['a.png', 'b.png']
-    assert re.search(r'\[4/4\] elapsed: \d+s\n$', capsys.readouterr().err)
+    assert re.search(r'\[4/4\] elapsed: \d+s\r\n$', capsys.readouterr().err)
 
 
 def test_torch_reads_as_mmcv_does_and_refuses_what_opencv_fills_in(pictures, monkeypatch):
