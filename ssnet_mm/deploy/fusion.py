@@ -18,7 +18,6 @@ import torch
 from mmcv.cnn import Conv2d as MMCVConv2d
 from mmcv.cnn import ConvModule
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -94,10 +93,9 @@ def fuse(model: nn.Module, *, channels_last: bool = True) -> nn.Module:
         True
     """
     root = nn.ModuleList([copy.deepcopy(model)])
-    norms = _count(root, _NORMS)
     with torch.no_grad():
         _fold_norms(root)
-        merged = _merge_separable(root)
+        _merge_separable(root)
         for module in root.modules():
             if type(module).forward is VGG16.forward:
                 _activate_after_pooling(module)
@@ -110,11 +108,6 @@ def fuse(model: nn.Module, *, channels_last: bool = True) -> nn.Module:
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 module.to(memory_format=torch.channels_last)
     root.eval().requires_grad_(False)
-    print_log(
-        f'Fused for inference: {norms - _count(root, _NORMS)} of {norms} batch norms folded, '
-        f'{merged} separable layers made plain convolutions',
-        'current',
-    )
     return root[0]
 
 
@@ -124,10 +117,13 @@ class FuseHook(Hook):
     priority = 'LOWEST'  # after EMAHook has put its averages in
 
     def before_test_epoch(self, runner: Runner) -> None:
+        norms = _count(runner.model, _NORMS)
         if is_model_wrapper(runner.model):  # distributed: it passes the test steps on
             runner.model.module = fuse(runner.model.module)
         else:
             runner.model = fuse(runner.model)
+        folded = norms - _count(runner.model, _NORMS)
+        runner.logger.info(f'Fused for inference: {folded} of {norms} batch norms folded')
 
 
 class _FoldedConvModule(ConvModule):
@@ -195,8 +191,8 @@ def _fold_norms(root: nn.Module) -> None:
                 module.__class__ = _FoldedConvModule
 
 
-def _merge_separable(root: nn.Module) -> int:
-    """Replace separable layers by dense ones where that is less work; return how many."""
+def _merge_separable(root: nn.Module) -> None:
+    """Replace separable layers by dense ones where that is less work."""
     dense: dict[int, nn.Conv2d | None] = {}  # a shared layer stays shared
     for module in list(root.modules()):
         for name, child in module._modules.items():
@@ -206,7 +202,6 @@ def _merge_separable(root: nn.Module) -> int:
                 dense[id(child)] = _as_dense(child)
             if (conv := dense[id(child)]) is not None:
                 module._modules[name] = conv
-    return sum(conv is not None for conv in dense.values())
 
 
 def _as_dense(layer: SeparableConv2d) -> nn.Conv2d | None:

@@ -232,6 +232,7 @@ def _set_torch_threads(threads: int | None) -> None:
 def _load_config(
     config: Any, checkpoint: Any, device: str | None, threads: int | None, fuse: bool
 ) -> TorchBackend:
+    from ssnet_mm.deploy import fusion
     from ssnet_mm.deploy.model import check_device, load_model
     from ssnet_mm.engine.launch import load_config
 
@@ -242,9 +243,7 @@ def _load_config(
     _set_torch_threads(threads)
     model = load_model(config, os.fspath(checkpoint), check_device(device))
     if fuse:
-        from ssnet_mm.deploy.fuse import fuse as fused
-
-        model = fused(model)
+        model = fusion.fuse(model)
     return TorchBackend(model)
 
 

@@ -49,7 +49,6 @@ def test_train_resume_test_and_predict_agree(tool, tiny_config, tiny_data, tmp_p
     tool('test').main([*test, '--out', str(tmp_path / 'out_tta'), '--tta'])
     tool('predict').main(
         [config, str(checkpoint), str(tiny_data / 'JPEGImages'), '--out-dir', str(tmp_path / 'p')]
-        + ['--no-fuse']  # a net this young has ties, which fusing may decide otherwise
     )
     plainly, augmented, predicted = (
         [np.array(Image.open(tmp_path / folder / f'{i}.png')) for i in range(4)]
