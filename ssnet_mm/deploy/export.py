@@ -181,7 +181,7 @@ def make_recipe(model: Any, end_to_end: bool = False, precision: str = 'fp32') -
         end_to_end=end_to_end,
         precision=precision,
         classes=tuple(meta.get('classes') or ()),
-        palette=tuple(tuple(map(int, colour)) for colour in meta.get('palette') or ()),
+        palette=tuple((int(r), int(g), int(b)) for r, g, b in meta.get('palette') or ()),
     )
 
 
@@ -280,7 +280,7 @@ class _Network(nn.Module):
         self.finish = _Finish(recipe)
         self.eval().requires_grad_(False)
 
-    def half(self) -> _Network:  # type: ignore[override]
+    def half(self) -> _Network:
         """Compute the network, and nothing around it, in half precision."""
         self.model.half()
         return self
@@ -308,7 +308,7 @@ def _onnx_graph(network: _Network, size: tuple[int, int]) -> Any:
         {0: 'batch', 2: 'height', 3: 'width'}
     )  # fmt: skip
     output = 'labels' if network.end_to_end else 'logits'
-    data = io.BytesIO()
+    data: Any = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # on Python numbers in the trace: sizes are checked later
         # The tracing exporter: the graph is the same as dynamo's, which takes fifty times as long
@@ -361,7 +361,7 @@ def _quantised_onnx(graph: Any, path: Path, recipe: Recipe, images: Sequence[Any
     quantization = importlib.import_module('onnxruntime.quantization')
     batches = _batches(recipe, images)
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined, misc]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def get_next(self) -> dict[str, Any] | None:
             batch = next(batches, None)
             return None if batch is None else {'images': batch}

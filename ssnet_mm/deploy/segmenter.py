@@ -29,8 +29,8 @@ ImageLike = str | os.PathLike[str] | Image.Image | Pixels
 class Backend(Protocol):
     """What runs a network; several threads may call it at once."""
 
-    classes: Sequence[str]
-    palette: Sequence[Sequence[int]]
+    classes: Any  # names, by label
+    palette: Any  # RGB colours, by label
     num_classes: int
 
     def read(self, path: Path) -> Pixels:
@@ -154,7 +154,7 @@ def _load_onnx(path: Path, device: str | None, threads: int | None) -> ExportedB
     provider = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}.get(
         (device or 'cpu').split(':')[0]
     )
-    if provider not in ort.get_available_providers():
+    if provider is None or provider not in ort.get_available_providers():
         raise UserError(f'device {device}: onnxruntime has no such provider here; take cpu')
     index = int((device or '').partition(':')[2] or 0)
     chosen = (provider, {'device_id': index}) if 'CUDA' in provider else provider
@@ -338,7 +338,7 @@ class Segmenter:
             UserError: Something is not such an image.
         """
         if not isinstance(image, (list, tuple)):
-            return self.backend([self.pixels(image)])[0]
+            return self.backend([self.pixels(image)])[0]  # type: ignore[arg-type]
         found: list[Labels] = []
         for _, group in groupby([self.pixels(one) for one in image], key=lambda one: one.shape):
             alike = list(group)

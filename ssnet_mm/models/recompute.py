@@ -64,7 +64,7 @@ class _BatchNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, invstd = ctx.saved_tensors
         grads = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, None, None, mean, invstd, True, ctx.eps, list(ctx.needs_input_grad[:3])
@@ -85,7 +85,7 @@ class _MaxPool2d(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (indices,) = ctx.saved_tensors
         # Of the input the kernel reads the shape alone.
         shape = torch.empty(
@@ -190,7 +190,7 @@ def _run(layers: list[nn.Module], x: Tensor) -> Tensor:
     return checkpoint(_Segment(layers), x, use_reentrant=False, preserve_rng_state=False)
 
 
-def recompute_stage(stage: Iterable[nn.Module], x: Tensor) -> Tensor:
+def recompute_stage(stage: Any, x: Tensor) -> Tensor:
     """Run ConvModules one after the other, keeping little for the backward pass.
 
     Outputs, gradients and the running statistics of batch norm are those of a plain run, up to
@@ -199,7 +199,7 @@ def recompute_stage(stage: Iterable[nn.Module], x: Tensor) -> Tensor:
     keeps all it wants; a warning says so.
 
     Args:
-        stage: The ConvModules.
+        stage: The ConvModules, an ``nn.Sequential`` of them.
         x: Input of the first, (N, C, H, W).
 
     Returns:
