@@ -138,7 +138,7 @@ def test_a_failed_check_writes_no_file_and_keeps_the_old_one(model, tmp_path, mo
     need('onnx')
     file = tmp_path / 'a.onnx'
     file.write_text('old')
-    monkeypatch.setattr(module, 'fused', lambda model, **_: nn.Sequential(copy.deepcopy(model)))
+    monkeypatch.setattr(module, 'fuse', lambda model, **_: nn.Sequential(copy.deepcopy(model)))
 
     def wrong(network, size):
         network.model[0].decode_head.scores[0].pointwise.bias.data += 1
