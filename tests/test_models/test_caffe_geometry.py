@@ -8,6 +8,7 @@ with their layers' names and their numbers. Weights are random, the upsampling's
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from ssnet_mm import FCN8Head
+from ssnet_mm.weights import load_foreign, load_into
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 CLASSES = 3
@@ -160,6 +162,39 @@ def as_batch(image: Tensor, **meta) -> dict:
     shape = tuple(image.shape[1:])
     sample = SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, **meta))
     return dict(inputs=[image], data_samples=[sample])
+
+
+def published_file(weights: dict[str, Tensor], levels: int, path: Path) -> None:
+    """Write our state dict under Caffe's names, as pytorch-fcn and as NumPy would."""
+    names = Caffe(weights, levels).names
+    names[{3: 'upscore8', 2: 'upscore16', 1: 'upscore'}[levels]] = names.pop('upscore')
+    state = {
+        f'{layer}.{parameter}': weights[f'{key}.{parameter}']
+        for layer, key in names.items()
+        for parameter in ('weight', 'bias')
+        if f'{key}.{parameter}' in weights
+    }
+    if path.suffix == '.npz':
+        np.savez(path, **{key: value.numpy() for key, value in state.items()})
+    else:
+        torch.save({'model_state_dict': state}, path)
+
+
+@NETS
+@pytest.mark.parametrize('suffix', ['.pth', '.npz'])
+def test_a_published_file_gives_the_published_outputs(name, suffix, tmp_path):
+    donor, image = build(name), make_image((97, 131))
+    weights, levels = donor.state_dict(), len(donor.decode_head.scores)
+    published_file(weights, levels, tmp_path / f'net{suffix}')
+    model = build(name)  # of other weights
+    conversion = load_into(model, load_foreign(tmp_path / f'net{suffix}'))
+    assert not conversion.left and not conversion.new
+    with torch.inference_mode():
+        expected = PUBLISHED[name](weights, subtract_mean(image))
+        actual = model.test_step(as_batch(image))[0].seg_logits.data[None]
+    difference = (actual - expected).abs().max().item()
+    print(f'{name}{suffix}: max difference {difference:.1e}, spread {expected.std():.2f}')
+    assert difference < 1e-4 and expected.std() > 0.1
 
 
 @pytest.mark.parametrize(
