@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from ssnet_mm.deploy.fusion import fuse
 from ssnet_mm.deploy.recipe import KEY, Recipe, resize_labels
 from ssnet_mm.deploy.segmenter import LOADERS, ExportedBackend, read_image
-from ssnet_mm.engine.preflight import check_data, describe
+from ssnet_mm.engine.preflight import check_data, describe, swaps_channels
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import temporary_name
+from ssnet_mm.models import FCN8Head
 
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2'}
 PRECISIONS = ('fp32', 'fp16', 'int8')
@@ -167,16 +168,15 @@ def make_recipe(model: Any, end_to_end: bool = False, precision: str = 'fp32') -
             f'{", ".join(t["type"] for t in pipeline)}'
         )
     normalises = preprocessor._enable_normalize
-    # images are loaded as BGR
-    order = 'rgb' if preprocessor._channel_conversion else 'bgr'
     meta = getattr(model, 'dataset_meta', None) or {}
     return Recipe(
         num_classes=max(head.num_classes, 2),
         mean=tuple(preprocessor.mean.flatten().tolist()) if normalises else (),
         std=tuple(preprocessor.std.flatten().tolist()) if normalises else (),
-        channel_order=order,
+        channel_order='rgb' if swaps_channels(preprocessor) else 'bgr',
         resize=_resize_of(resizes[0]) if resizes else None,
         align_corners=model.align_corners,
+        crops=isinstance(head, FCN8Head) and head.final is not None,
         threshold=head.threshold if head.out_channels == 1 else None,
         end_to_end=end_to_end,
         precision=precision,
@@ -248,12 +248,16 @@ class _Finish(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.align_corners = recipe.align_corners
+        self.crops = recipe.crops
         self.threshold = recipe.threshold
 
     def forward(self, logits: Tensor, images: Tensor) -> Tensor:
-        down = self._weights(logits.shape[2], images.shape[1])
-        across = self._weights(logits.shape[3], images.shape[2])
-        logits = down @ (logits @ across.t())
+        if self.crops:
+            logits = logits[:, :, : images.shape[1], : images.shape[2]]
+        else:
+            down = self._weights(logits.shape[2], images.shape[1])
+            across = self._weights(logits.shape[3], images.shape[2])
+            logits = down @ (logits @ across.t())
         if self.threshold is None:
             return logits.argmax(1).to(torch.uint8)
         return (logits[:, 0].sigmoid() > self.threshold).to(torch.uint8)

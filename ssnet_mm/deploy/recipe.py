@@ -31,6 +31,8 @@ class Recipe:
         resize: ``scale`` (width, height) or ``scale_factor`` (width, height) and ``keep_ratio`` of
             the test pipeline's Resize; ``None`` leaves images at their size.
         align_corners: Of the bilinear resizing of logits.
+        crops: Whether the logits' top left are those of the input's pixels, as in Caffe's
+            geometry, and are cut out instead of resized.
         threshold: Above it a single logit's sigmoid means class 1; ``None``: the largest logit.
         end_to_end: Whether the file takes uint8 images, NHWC in RGB order, and gives uint8 labels,
             NHW; otherwise normalised float images, NCHW, to logits, NCHW.
@@ -45,6 +47,7 @@ class Recipe:
     channel_order: str = 'rgb'
     resize: dict[str, Any] | None = None
     align_corners: bool = False
+    crops: bool = False
     threshold: float | None = None
     end_to_end: bool = False
     precision: str = 'fp32'
@@ -113,6 +116,8 @@ class Recipe:
             size: Height and width of the network's input.
             original: Height and width of the image.
         """
+        if self.crops:
+            logits = logits[:, : size[0], : size[1]]
         down, across = (
             _two_steps(logits.shape[1 + i], size[i], original[i], self.align_corners)
             for i in range(2)

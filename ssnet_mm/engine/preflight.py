@@ -184,6 +184,12 @@ def check_data(cfg: Config, loader: str, num_classes: int | None) -> None:
             )
 
 
+def swaps_channels(preprocessor: Any) -> bool:
+    """Whether a data preprocessor turns BGR, in which images are loaded, into RGB."""
+    names = ('_channel_conversion', 'channel_conversion')  # OneDL's mmseg, OpenMMLab's
+    return any(getattr(preprocessor, name, False) for name in names)
+
+
 def config_meta(cfg: Config) -> dict[str, Any]:
     """Classes and palette of a config's data set, which need not be on this machine."""
     if not cfg.get('test_dataloader'):

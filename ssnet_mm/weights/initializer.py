@@ -14,6 +14,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssnet_mm.engine.preflight import swaps_channels
 from ssnet_mm.errors import UserError
 
 from .conversion import Conversion, Input, with_bn_eps
@@ -194,15 +195,13 @@ def _compare_input(conversion: Conversion, model: nn.Module, path: str) -> None:
 def input_of(model: nn.Module) -> Input | None:
     """The image that a segmentor's data preprocessor gives; None where there is none."""
     preprocessor: Any = getattr(model, 'data_preprocessor', None)
-    # OneDL's attribute, then OpenMMLab's: whether the BGR of loaded images becomes RGB
-    names = ('_channel_conversion', 'channel_conversion')
-    swaps = [getattr(preprocessor, name) for name in names if hasattr(preprocessor, name)]
-    if not swaps:
+    if not hasattr(preprocessor, '_enable_normalize'):
         return None
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # as they are
     if preprocessor._enable_normalize:
         mean, std = (tuple(getattr(preprocessor, k).flatten().tolist()) for k in ('mean', 'std'))
-    return Input('RGB' if swaps[0] else 'BGR', mean, std)
+    # images are loaded as BGR
+    return Input('RGB' if swaps_channels(preprocessor) else 'BGR', mean, std)
 
 
 def _same(a: Input, b: Input) -> bool:

@@ -7,6 +7,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmseg.apis import init_model
 from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 from torch import nn
 
 from ssnet_mm import build_model
@@ -240,6 +241,37 @@ def test_mmsegs_own_networks(tmp_path):
         assert report.agreement > 0.999
     recipe = runner(file).recipe
     assert (recipe.channel_order, recipe.mean, recipe.threshold) == ('bgr', (), 0.4)
+
+
+def test_in_caffes_geometry_labels_are_cut_out(tmp_path):
+    need('onnx')
+    torch.manual_seed(0)
+    backbone = dict(type='VGG16', base_channels=2, fc_channels=6, norm_cfg=None)
+    model = MODELS.build(
+        dict(
+            type='EncoderDecoder',
+            data_preprocessor=dict(type='mmseg.SegDataPreProcessor'),
+            backbone=dict(backbone, image_padding=100, fc6_padding=0),
+            decode_head=dict(
+                type='FCN8Head', in_channels=[8, 16, 6], num_classes=3, image_padding=100
+            ),
+            test_cfg=ConfigDict(mode='whole'),
+        )
+    )
+    distinct(model)
+    (image,) = images(1, 83, 61)
+    sample = SegDataSample(metainfo=dict(img_shape=image.shape[:2], ori_shape=image.shape[:2]))
+    bgr = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)
+    with torch.no_grad():  # so that no class is the largest everywhere
+        logits = model.decode_head.to_image(model(bgr[None].float(), mode='tensor'), (83, 61))
+        model.decode_head.scores[0].bias -= logits.mean((0, 2, 3))
+    (result,) = model.test_step(dict(inputs=[bgr], data_samples=[sample]))
+    expected = result.pred_sem_seg.data[0].numpy()
+    assert len(np.unique(expected)) > 1
+    for end_to_end in (False, True):
+        file = tmp_path / f'{end_to_end}.onnx'
+        export(model, file, 'onnx', end_to_end=end_to_end, size=(64, 96))
+        assert np.mean(runner(file)([image])[0] == expected) > 0.999
 
 
 class Unknown(nn.Module):

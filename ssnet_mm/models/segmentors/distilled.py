@@ -17,19 +17,17 @@ from torch import Tensor, nn
 
 from ssnet_mm.engine.checkpoint import load_checkpoint
 from ssnet_mm.engine.launch import load_config
-from ssnet_mm.engine.preflight import config_errors
+from ssnet_mm.engine.preflight import config_errors, swaps_channels
 from ssnet_mm.errors import UserError
 
 
 def _normalisation(preprocessor: BaseDataPreprocessor) -> tuple[Any, ...]:
     """What becomes of an image's values: the mean, the deviation, and whether BGR turns to RGB."""
     mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
-    # its name in OneDL's mmseg, then in OpenMMLab's
-    swaps = ('_channel_conversion', 'channel_conversion')
     return (
         None if mean is None else mean.flatten().tolist(),
         None if std is None else std.flatten().tolist(),
-        any(getattr(preprocessor, name, False) for name in swaps),
+        swaps_channels(preprocessor),
     )
 
 
