@@ -136,7 +136,8 @@ def export(
                 write = _write_onnx if format == 'onnx' else _write_openvino
                 write(graph, temporary, recipe, images)
         run = LOADERS[path.suffix](temporary, 'cpu', None).run
-        report = compare(model, run, recipe, images[:_CHECKED] or _random_images(size))
+        with _one_line(f'{path} was not written: it does not run at other sizes'):
+            report = compare(model, run, recipe, images[:_CHECKED] or _random_images(size))
         if not report.passes(precision):
             raise UserError(f'{path} was not written: it differs from the model: {report}')
         for file in files:  # the weights first
