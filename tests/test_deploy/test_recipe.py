@@ -85,8 +85,8 @@ def test_labels_go_to_the_nearest():
 
 def test_recipes_travel_as_text():
     recipe = Recipe(
-        3, (1.5, 2, 3), (4, 5, 6), 'bgr', dict(scale=[4, 5], keep_ratio=True), True, 0.5, True,
-        'int8', ('a', 'ü"\''), ((1, 2, 3), (4, 5, 6)),
+        3, (1.5, 2, 3), (4, 5, 6), 'bgr', dict(scale=[4, 5], keep_ratio=True), True, True, 0.5,
+        True, 'int8', ('a', 'ü"\''), ((1, 2, 3), (4, 5, 6)),
     )  # fmt: skip
     assert Recipe.from_json(recipe.to_json(), 'it') == recipe
     for text, message in (
