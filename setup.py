@@ -44,7 +44,7 @@ def read_version() -> str:
 
 
 weights = ['h5py', 'safetensors', 'protobuf']  # .h5 and .keras, .safetensors, .caffemodel
-deploy = ['onnx', 'onnxscript', 'onnxruntime', 'openvino', 'nncf']
+deploy = ['onnx', 'onnxruntime', 'openvino', 'nncf']
 test = ['pytest>=7', 'seaborn']  # mmseg's analyze_logs.py needs seaborn
 
 setup(
