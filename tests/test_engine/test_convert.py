@@ -12,15 +12,12 @@ from ssnet_mm.engine.launch import load_config
 from ssnet_mm.errors import UserError
 
 sys.path.append(str(Path(__file__).parents[1] / 'test_weights'))
-from foreign_nets import OUR_BN, SEPARABLE, caffe_weights, segmentor, torchvision_vgg
+from foreign_nets import OUR_BN, SEPARABLE, caffe_weights, saved_vgg, segmentor
 
 
 @pytest.fixture
 def vgg(tmp_path):
-    path = tmp_path / 'vgg16.pth'
-    state = torchvision_vgg(bn=True).state_dict()
-    torch.save(state, path)
-    return path, state
+    return saved_vgg(tmp_path)
 
 
 def test_weights_alone_are_written_under_our_names(vgg, tmp_path):

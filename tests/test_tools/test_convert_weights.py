@@ -7,15 +7,12 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / 'test_weights'))
-from foreign_nets import caffe_weights, torchvision_vgg
+from foreign_nets import caffe_weights, saved_vgg
 
 
 @pytest.fixture
 def vgg(tmp_path):
-    path = tmp_path / 'vgg16.pth'
-    state = torchvision_vgg(bn=True).state_dict()
-    torch.save(state, path)
-    return path, state
+    return saved_vgg(tmp_path)
 
 
 def _fails(tool, capsys, monkeypatch, name, *args):

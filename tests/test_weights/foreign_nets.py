@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,13 @@ def torchvision_vgg(bn: bool, num_classes: int = 10) -> nn.Module:
         net = VGG(nn.Sequential(), num_classes, init_weights=False)
     net.features, net.classifier = make_layers(plan, batch_norm=bn), _classifier(num_classes)
     return draw(_rounding_up(net))
+
+
+def saved_vgg(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """A file of torchvision's ``vgg16_bn``, and what is in it."""
+    path, state = folder / 'vgg16.pth', torchvision_vgg(bn=True).state_dict()
+    torch.save(state, path)
+    return path, state
 
 
 def mmpretrain_vgg(bn: bool, num_classes: int = -1) -> nn.Module:
