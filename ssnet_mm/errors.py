@@ -26,7 +26,10 @@ def require(module: str, package: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f'{purpose} needs {package}; run: pip install {package}') from error
+        # the reason too: a package may be there and broken
+        raise UserError(
+            f'{purpose} needs {package}; run: pip install {package} ({error})'
+        ) from error
 
 
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:

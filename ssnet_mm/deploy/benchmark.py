@@ -36,9 +36,9 @@ from ssnet_mm.deploy.bench_worker import (
     serve,
 )
 from ssnet_mm.deploy.cost import REST, count_macs, measure_machine, time_layers
-from ssnet_mm.engine.backends import atomic_write
 from ssnet_mm.engine.preflight import config_errors
 from ssnet_mm.errors import UserError
+from ssnet_mm.files import atomic_write
 
 BACKENDS = ('torch', 'fused', 'compile', 'onnxruntime', 'openvino')
 EXPORTED = ('onnxruntime', 'openvino')

@@ -30,7 +30,7 @@ from ssnet_mm.deploy.fusion import fuse
 from ssnet_mm.deploy.recipe import KEY, Recipe, resize_labels
 from ssnet_mm.deploy.segmenter import LOADERS, ExportedBackend, read_image
 from ssnet_mm.engine.preflight import check_data, describe, swaps_channels
-from ssnet_mm.errors import UserError
+from ssnet_mm.errors import UserError, require
 from ssnet_mm.files import temporary_name
 from ssnet_mm.models import FCN8Head
 
@@ -424,10 +424,7 @@ def _write_torch_export(
 
 
 def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f'this export needs {name} ({error}); pip install {name}') from error
+    return require(name, name, 'this export')
 
 
 @contextmanager

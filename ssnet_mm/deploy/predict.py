@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import sys
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ssnet_mm.deploy.segmenter import Segmenter
-from ssnet_mm.errors import UserError
+from ssnet_mm.errors import UserError, require
 from ssnet_mm.files import atomic_write, temporary_name
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -191,7 +190,7 @@ def predict_video(
     Raises:
         UserError: The source has no frames, a window can't be opened, or a file not written.
     """
-    cv2 = _opencv()
+    cv2 = require('cv2', 'opencv-python', 'a video')
     source = os.fspath(source)
     camera = source.isdecimal()
     if limit is not None and limit < 1:
@@ -249,10 +248,3 @@ def _closed(cv2: Any, painted: Any) -> bool:
         return cv2.waitKey(1) & 0xFF == ord('q')
     except cv2.error as error:
         raise UserError('--show needs a display, and an OpenCV built with windows') from error
-
-
-def _opencv() -> Any:
-    try:
-        return importlib.import_module('cv2')
-    except ImportError as error:
-        raise UserError('videos need OpenCV; pip install opencv-python') from error

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ssnet_mm.deploy.recipe import KEY, Recipe, resize_labels
-from ssnet_mm.errors import UserError
+from ssnet_mm.errors import UserError, require
 from ssnet_mm.palette import voc_palette
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
@@ -138,15 +138,8 @@ class ExportedBackend:
         return output
 
 
-def _imported(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f'this model needs {package} ({error}); pip install {package}') from error
-
-
 def _load_onnx(path: Path, device: str | None, threads: int | None) -> ExportedBackend:
-    ort = _imported('onnxruntime', 'onnxruntime')
+    ort = require('onnxruntime', 'onnxruntime', 'this model')
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; the rest is advice on optimisation
     if threads:
@@ -168,7 +161,7 @@ def _load_onnx(path: Path, device: str | None, threads: int | None) -> ExportedB
 
 
 def _load_openvino(path: Path, device: str | None, threads: int | None) -> ExportedBackend:
-    ov = _imported('openvino', 'openvino')
+    ov = require('openvino', 'openvino', 'this model')
     core = ov.Core()
     try:
         model = core.read_model(path)
@@ -196,7 +189,7 @@ def _load_openvino(path: Path, device: str | None, threads: int | None) -> Expor
 
 
 def _load_torch_export(path: Path, device: str | None, threads: int | None) -> ExportedBackend:
-    torch = _imported('torch', 'torch')
+    torch = require('torch', 'torch', 'this model')
     _set_torch_threads(threads)
     files = {KEY: ''}
     try:
@@ -226,7 +219,7 @@ LOADERS: dict[str, Callable[[Path, str | None, int | None], ExportedBackend]] = 
 
 def _set_torch_threads(threads: int | None) -> None:
     if threads:
-        _imported('torch', 'torch').set_num_threads(threads)
+        require('torch', 'torch', 'this model').set_num_threads(threads)
 
 
 def _load_config(

@@ -1,6 +1,8 @@
 """What joins mmengine's Runner: safe checkpoints, atomic files, launching and predicting."""
 
-from .backends import AtomicBackend, atomic_write
+from ssnet_mm.files import atomic_write
+
+from .backends import AtomicBackend
 from .checkpoint import load_checkpoint, load_state_dict, read_checkpoint
 from .hooks import PlainCheckpointHook
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.fileio.backends import backends
 
-from ssnet_mm.files import atomic_write as atomic_write  # whoever writes beside it takes it here
+from ssnet_mm.files import atomic_write
 
 
 class AtomicBackend(LocalBackend):

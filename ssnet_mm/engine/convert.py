@@ -16,11 +16,11 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ssnet_mm.engine.backends import atomic_write
 from ssnet_mm.engine.bn import estimate_bn_from_config
 from ssnet_mm.engine.hooks import to_plain
 from ssnet_mm.engine.preflight import config_errors, config_meta
 from ssnet_mm.errors import UserError
+from ssnet_mm.files import atomic_write
 from ssnet_mm.version import __version__
 from ssnet_mm.weights import (
     Conversion,

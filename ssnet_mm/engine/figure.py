@@ -22,11 +22,11 @@ from mmseg.apis import init_model
 from mmseg.registry import DATASETS
 from PIL import Image, ImageDraw, ImageFont
 
-from ssnet_mm.engine.backends import atomic_write
 from ssnet_mm.engine.checkpoint import load_checkpoint
 from ssnet_mm.engine.launch import load_config
 from ssnet_mm.engine.preflight import check_data, config_errors
 from ssnet_mm.errors import UserError
+from ssnet_mm.files import atomic_write
 
 COLUMNS = ('image', 'truth', 'prediction')
 PANEL = 256  # longest side of a panel, in pixels

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssnet_mm.engine.backends import atomic_write
 from ssnet_mm.engine.checkpoint import read_checkpoint, weights_of
 from ssnet_mm.errors import UserError, require
+from ssnet_mm.files import atomic_write
 
 from .caffe_file import read_caffemodel
 from .guard import check_size, damaged
