@@ -15,10 +15,6 @@ ENV_OPENMMLAB := .venv-openmmlab/.complete
 WHEELS := wheels/torch-$(shell sed -n 's/^torch==//p' requirements/openmmlab-build.txt)
 CORES = $(shell getconf _NPROCESSORS_ONLN)
 
-# glibc returns large blocks to the system and asks for them again in every iteration; keeping them
-# takes a third off a training step on a CPU (docs/measurements.md). Other C libraries ignore it.
-KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
-
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/fastfcn8_miniature.py
 
@@ -37,7 +33,7 @@ env: $(ENV) ## make .venv: the OneDL stack, pinned, and this package in place
 demo: $(ENV) ## draw a small data set, train FastFCN8 on it, test it, leave a picture
 	rm -rf $(DEMO)
 	$(PY) tools/make_miniature.py data/miniature
-	$(KEEP_MEMORY) $(PY) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO)
+	$(PY) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO)
 	$(PY) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --work-dir $(DEMO)/test
 	$(PY) tools/show_predictions.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --out $(DEMO)/demo.png --num 6
 	@echo

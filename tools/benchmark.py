@@ -21,6 +21,9 @@ configs of mmseg: mmseg::FOLDER/NAME.py names one that mmseg brings along; they 
 example: tools/benchmark.py configs/fcn8_voc.py configs/fastfcn8_voc.py \\
   mmseg::fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024.py --num-classes 21 \\
   --backends torch fused --chart speed.png
+On a CPU the backend torch runs as any script of mmseg does. The others keep the memory that they
+free, as predict.py does, and training steps are those of train.py: memory kept, channels last. With
+MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in the environment all rows keep it.
 All rows are in memory at the same time. Exit code: 0 all rows were measured, 1 some failed, 2 the
 input is at fault.
 """

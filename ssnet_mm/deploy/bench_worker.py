@@ -36,9 +36,10 @@ from torch import Tensor, nn
 
 from ssnet_mm.deploy.cost import run_network, synchronize
 from ssnet_mm.engine.checkpoint import load_checkpoint
-from ssnet_mm.engine.launch import load_config, use_amp
+from ssnet_mm.engine.launch import load_config, tune_for_cpu, use_amp
 from ssnet_mm.engine.preflight import config_errors, describe
 from ssnet_mm.errors import UserError
+from ssnet_mm.malloc import keep_freed_memory
 
 PHOTO = (480, 640)  # height and width of the JPEG that end-to-end timing decodes
 WARMUP = 3  # passes; the first compiles, or picks kernels
@@ -264,6 +265,8 @@ class Predictor:
             self.jpeg = cv2.imencode('.jpg', _noise(PHOTO, 0))[1]
         for _ in range(WARMUP):
             self.turn()
+        if row.backend != 'torch' and self.device.type == 'cpu':  # as tools/predict.py does
+            keep_freed_memory()
         self.memory.restart()
 
     @torch.no_grad()
@@ -414,6 +417,8 @@ class Trainer:
         image = torch.rand(settings.batch, 3, *settings.shape) * 4 - 2
         self.inputs = image.to(self.device)
         self.samples = _samples(settings, self.model.num_classes, self.device)
+        if self.device.type == 'cpu':  # as tools/train.py does
+            tune_for_cpu(self.model)
         self.held_mib = self._held_mib() / settings.batch
         for _ in range(WARMUP):
             self.turn()

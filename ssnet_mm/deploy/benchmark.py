@@ -39,6 +39,7 @@ from ssnet_mm.deploy.cost import REST, count_macs, measure_machine, time_layers
 from ssnet_mm.engine.preflight import config_errors
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import atomic_write
+from ssnet_mm.malloc import keep_freed_memory
 
 BACKENDS = ('torch', 'fused', 'compile', 'onnxruntime', 'openvino')
 EXPORTED = ('onnxruntime', 'openvino')
@@ -344,6 +345,8 @@ def run_layers(
 ) -> list[Result]:
     """Time the layers of each row's network, in this process, float32, torch or fused.
 
+    The process keeps the memory that it frees, also for rows of the backend torch.
+
     Returns:
         For each row ``config``, ``backend``, ``shape``, ``batch``, the machine's measured
         ``peak_gflops`` and ``bandwidth_gb_s``, and ``layers``: for each ``name``, ``ms``, ``macs``,
@@ -357,6 +360,7 @@ def run_layers(
     if any(row.backend not in ('torch', 'fused') or row.precision != 'fp32' for row in rows):
         raise UserError('--layers looks into the backends torch and fused, in fp32')
     torch.set_num_threads(settings.threads)
+    keep_freed_memory()
     machine = measure_machine(settings.device)
     results = []
     for row in rows:

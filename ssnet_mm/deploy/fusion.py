@@ -58,8 +58,6 @@ def fuse(model: nn.Module, *, channels_last: bool = True) -> nn.Module:
       shared, all stays as it is.
     - A ``SeparableConv2d`` of 1x1, or on at most four channels (the image), becomes one
       ``nn.Conv2d``.
-    - The last ReLU of each stage of ``VGG16`` comes after the max-pooling, on a quarter of the
-      pixels: the maximum of what is clipped is the clipped maximum.
     - The dropout of ``VGG16`` and of decode heads is gone.
 
     What a layer's owner does with it is taken from the owner's class; code that reaches into a
@@ -97,8 +95,6 @@ def fuse(model: nn.Module, *, channels_last: bool = True) -> nn.Module:
         _fold_norms(root)
         _merge_separable(root)
         for module in root.modules():
-            if type(module).forward is VGG16.forward:
-                _activate_after_pooling(module)
             if isinstance(module, (VGG16, BaseDecodeHead)):
                 for name, child in module.named_children():
                     if type(child) in _DROPOUTS and not _is_hooked(child):
@@ -228,18 +224,3 @@ def _as_dense(layer: SeparableConv2d) -> nn.Conv2d | None:
     conv.weight = nn.Parameter(pointwise.weight * depthwise.weight.transpose(0, 1))
     conv.bias = pointwise.bias
     return conv
-
-
-def _activate_after_pooling(backbone: Any) -> None:
-    """ReLU and max-pooling in the cheaper order; both keep the order of values."""
-    for i, stage in enumerate(backbone.stages):
-        last = stage[-1]
-        if not isinstance(last, ConvModule) or last.order[-1] != 'act':
-            continue
-        if type(getattr(last, 'activate', None)) is not nn.ReLU:
-            continue
-        if any(map(_is_hooked, (stage, last, last.activate, backbone.pools[i]))):
-            continue
-        backbone.pools[i] = nn.Sequential(backbone.pools[i], last.activate)
-        last.with_activation = False
-        del last.activate

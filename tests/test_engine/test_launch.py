@@ -4,6 +4,7 @@ import os
 import pytest
 import torch
 from mmengine.device import get_device
+from mmengine.hooks import Hook
 
 from ssnet_mm.engine import launch, preflight
 from ssnet_mm.errors import UserError
@@ -206,3 +207,25 @@ def test_our_tools_load_strictly_whatever_the_hooks_of_a_config(tiny_config, tmp
     launch.run(cfg, 'test')
     assert 'PlainCheckpointHook' in [type(hook).__name__ for hook in seen]
     assert os.environ['LOCAL_RANK'] == '0'
+
+
+@pytest.mark.skipif(not ON_CPU, reason='on a GPU nothing is rearranged')
+def test_a_cpu_trains_channels_last_and_keeps_memory(tiny_config, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(launch, 'keep_freed_memory', lambda: asked.append(True))
+    layouts = []
+
+    class Look(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            layouts.extend(
+                p.is_contiguous(memory_format=torch.channels_last)
+                for p in runner.model.parameters()
+                if p.dim() == 4
+            )
+
+    config = tiny_config()
+    for resume in (False, True):  # weights that are loaded take the layout too
+        options = {'resume': resume, 'train_cfg.max_iters': 3 if resume else 2}
+        cfg = load(config, work_dir=str(tmp_path / 'run'), **options)
+        launch.run(cfg, 'train', hooks=[Look()])
+    assert asked and layouts and all(layouts)
