@@ -27,7 +27,7 @@ def keep_freed_memory() -> bool:
     allocate from now on: call it where the whole process is yours. The process then stays as
     large as it was at its largest, or a little larger. Memory of a GPU is not concerned.
 
-    Does nothing where the C library is not glibc, or where the environment already tells glibc
+    It does nothing where the C library is not glibc, or where the environment already tells glibc
     what to keep (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_MMAP_MAX_`` or
     their ``GLIBC_TUNABLES``).
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 REST = '(all else)'  # what runs between the layers: additions, resizing, Python
 _SAMPLES = 5  # of the machine's speed; the best one counts, as it is a limit
+_WARMUP = 3  # passes before layers are timed
 
 
 @dataclass(frozen=True)
@@ -147,19 +148,21 @@ def time_layers(model: nn.Module, image: Tensor, rounds: int) -> list[LayerCost]
         seconds[name] = seconds.get(name, 0.0) + took
         moved[name] = moved.get(name, 0) + sum(t.nbytes for t in tensors)
 
-    whole = [_seconds(lambda: run_network(model, image), device) for _ in range(rounds + 3)][3:]
-    handles = [m.register_forward_pre_hook(before) for m in layers]
-    handles += [m.register_forward_hook(after) for m in layers]
+    whole: list[float] = []
     samples: list[dict[str, float]] = []
-    try:
-        for _ in range(rounds):
-            seconds.clear()
-            moved.clear()
+    for _ in range(rounds + _WARMUP):  # in turns: what slows the machine for a while slows both
+        whole.append(_seconds(lambda: run_network(model, image), device))
+        handles = [m.register_forward_pre_hook(before) for m in layers]
+        handles += [m.register_forward_hook(after) for m in layers]
+        seconds.clear()
+        moved.clear()
+        try:
             run_network(model, image)
-            samples.append(dict(seconds))
-    finally:
-        for handle in handles:
-            handle.remove()
+        finally:
+            for handle in handles:
+                handle.remove()
+        samples.append(dict(seconds))
+    del whole[:_WARMUP], samples[:_WARMUP]
     macs = count_macs(model, tuple(image.shape))  # type: ignore[arg-type]
     costs = [
         LayerCost(name, statistics.median(s[name] for s in samples), macs.get(name, 0), moved[name])
