@@ -32,12 +32,11 @@ def main() -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    keras_model = build(
-        args.conv_type, tuple(args.size), args.num_classes, 64, 4096, l2=0
-    )  # fmt: skip
+    keras_model = build(args.conv_type, tuple(args.size), args.num_classes, 64, 4096, l2=0)
     graph = tf.function(lambda image: keras_model(image, training=False), jit_compile=False)
     options = ort.SessionOptions()
     options.intra_op_num_threads = args.threads
+    # Its threads would wait by running, on the cores of TensorFlow's turn.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     session = ort.InferenceSession(args.model, options)
 

@@ -1,11 +1,12 @@
 import copy
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from mmengine.utils import digit_version
 from mmseg.apis import init_model
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -20,22 +21,13 @@ from ssnet_mm.deploy.segmenter import LOADERS
 from ssnet_mm.engine.launch import load_config
 from ssnet_mm.errors import UserError
 
-OLD_TORCH = digit_version(torch.__version__) < digit_version('2.13')
-PACKAGES = {'onnx': ('onnx', 'onnxruntime'), 'openvino': ('onnx', 'openvino'), 'torch-export': ()}
+sys.path.append(str(Path(__file__).parent))
+from export_formats import OLD_TORCH, need
+
 # batch, height, width: crops of the upsampled maps at the bottom, right, both or none; all are
 # other sizes than the example's
 SIZES = [(1, 97, 131), (3, 33, 47), (2, 64, 64), (1, 50, 38), (2, 40, 72)]
 META = {'classes': ('a', 'b', 'c', 'd', 'e'), 'palette': [[i, 2 * i, 9] for i in range(5)]}
-
-
-def need(format, precision='fp32'):
-    if format == 'torch-export' and OLD_TORCH:
-        pytest.skip('torch 2.12 ties the file to sizes like the example')
-    for package in (
-        *PACKAGES[format],
-        *(['nncf'] if (format, precision) == ('openvino', 'int8') else []),
-    ):
-        pytest.importorskip(package, reason=f'exporting to {format} needs {package}')
 
 
 def distinct(model):

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.utils import digit_version
 from mmseg.apis import inference_model, init_model
 from PIL import Image
 
@@ -18,17 +17,11 @@ from ssnet_mm.deploy.segmenter import ExportedBackend, Segmenter, TorchBackend
 from ssnet_mm.engine.launch import load_config
 from ssnet_mm.errors import UserError
 
+sys.path.append(str(Path(__file__).parent))
+from export_formats import need
+
 ROOT = Path(__file__).resolve().parents[2]
 RESIZE = 'test_pipeline[1:1] = [dict(type="Resize", scale=(80, 50), keep_ratio=True)]'
-OLD_TORCH = digit_version(torch.__version__) < digit_version('2.13')
-PACKAGES = {'onnx': ('onnx', 'onnxruntime'), 'openvino': ('onnx', 'openvino'), 'torch-export': ()}
-
-
-def need(format):
-    if format == 'torch-export' and OLD_TORCH:
-        pytest.skip('torch 2.12 ties the file to sizes like the example')
-    for package in PACKAGES[format]:
-        pytest.importorskip(package, reason=f'running {format} needs {package}')
 
 
 @pytest.fixture
