@@ -16,7 +16,7 @@ import torch
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 from PIL import Image
 
-from ssnet_mm.datasets.miniature import make_miniature
+from ssnet_mm.miniature.folder import make_miniature
 
 TOOLS = Path(mmseg.__path__[0]) / '.mim' / 'tools'
 CONFIG = Path(__file__).parents[1] / 'configs' / 'fastfcn8_miniature.py'

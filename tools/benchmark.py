@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ssnet_mm.deploy import benchmark, report
+from ssnet_mm.benchmark import compare, report
 from ssnet_mm.errors import exit_on_user_error
 
 EPILOG = """
@@ -37,10 +37,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('configs', nargs='+', metavar='CONFIG', help='config file, or mmseg::FOLDER/NAME.py')
     add('--checkpoint', nargs='+', default=[], metavar='FILE', help='weights, one file a config')
-    add('--backends', nargs='+', choices=benchmark.BACKENDS, metavar='NAME',
-        help=f'of {", ".join(benchmark.BACKENDS)} (default: torch)')  # fmt: skip
-    add('--precision', nargs='+', choices=benchmark.PRECISIONS, metavar='NAME',
-        help=f'of {", ".join(benchmark.PRECISIONS)} (default: fp32)')  # fmt: skip
+    add('--backends', nargs='+', choices=compare.BACKENDS, metavar='NAME',
+        help=f'of {", ".join(compare.BACKENDS)} (default: torch)')  # fmt: skip
+    add('--precision', nargs='+', choices=compare.PRECISIONS, metavar='NAME',
+        help=f'of {", ".join(compare.PRECISIONS)} (default: fp32)')  # fmt: skip
     add('--shape', nargs=2, type=int, default=(512, 512), metavar=('H', 'W'), help='(512 512)')
     add('--batch', type=int, default=1, metavar='N', help='images a pass (1)')
     add('--num-classes', type=int, metavar='N', help="in all heads (the configs' own)")
@@ -68,7 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and report; exit code 2 and one line where the input is at fault."""
     args = parse_args(argv)
-    settings = benchmark.Settings(
+    settings = compare.Settings(
         shape=tuple(args.shape),
         batch=args.batch,
         threads=args.threads,
@@ -79,18 +79,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     backends = ['train'] if args.train else args.backends or ['torch']
     precisions = ['amp' if args.amp else 'fp32'] if args.train else args.precision or ['fp32']
-    rows = benchmark.plan(args.configs, backends, precisions, args.checkpoint)
-    header = benchmark.describe_run(rows, settings)
+    rows = compare.plan(args.configs, backends, precisions, args.checkpoint)
+    header = compare.describe_run(rows, settings)
     print(f'{header}\n', flush=True)
-    measure = benchmark.run_layers if args.layers else benchmark.run
-    results = measure(rows, settings, benchmark.say)
+    measure = compare.run_layers if args.layers else compare.run
+    results = measure(rows, settings, compare.say)
     for text in map(report.layer_table, results) if args.layers else [report.table(results)]:
         print(text)
         print()
     if args.json:
-        benchmark.write_json(results, args.json)
+        compare.write_json(results, args.json)
     if args.chart:
-        benchmark.write(args.chart, report.chart(results, header))
+        compare.write(args.chart, report.chart(results, header))
     if any(result.get('error') for result in results):
         sys.exit(1)
 

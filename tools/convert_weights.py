@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ssnet_mm.engine.convert import convert_weights
 from ssnet_mm.engine.launch import CfgOptions, load_config
 from ssnet_mm.errors import exit_on_user_error
 from ssnet_mm.weights import SOURCES
+from ssnet_mm.weights.convert import convert_weights
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

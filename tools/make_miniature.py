@@ -6,8 +6,8 @@ from functools import partial
 
 from mmengine.utils import track_iter_progress
 
-from ssnet_mm.datasets.miniature import make_miniature
 from ssnet_mm.errors import exit_on_user_error
+from ssnet_mm.miniature.folder import make_miniature
 
 
 def parse_args() -> argparse.Namespace:

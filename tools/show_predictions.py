@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from ssnet_mm.engine import launch
-from ssnet_mm.engine.figure import show_predictions
 from ssnet_mm.errors import exit_on_user_error
+from ssnet_mm.visualization import show_predictions
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

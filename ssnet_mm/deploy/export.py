@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssnet_mm.deploy.fusion import fuse
-from ssnet_mm.deploy.recipe import KEY, Recipe, resize_labels
+from ssnet_mm.deploy.processor import KEY, Recipe, resize_labels
 from ssnet_mm.deploy.segmenter import LOADERS, ExportedBackend, read_image
 from ssnet_mm.engine.preflight import check_data, describe, swaps_channels
 from ssnet_mm.errors import UserError, require

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ssnet_mm.deploy.recipe import KEY, Recipe, resize_labels
+from ssnet_mm.deploy.processor import KEY, Recipe, resize_labels
 from ssnet_mm.errors import UserError, require
 from ssnet_mm.palette import voc_palette
 

@@ -5,11 +5,7 @@ what was left, and why. A tensor that is missing or misshapen is an error that n
 """
 
 from .conversion import Conversion, Input, with_bn_eps
-from .factorize import factorize, factorized
-from .fit import fit, with_num_classes
-from .initializer import ForeignPretrained, load_foreign, load_into
-from .read import read_weights
-from .sources import (
+from .dialects import (
     SOURCES,
     detect,
     from_caffe,
@@ -18,6 +14,10 @@ from .sources import (
     from_ours,
     from_torchvision,
 )
+from .formats.files import read_weights
+from .initializer import ForeignPretrained, load_foreign, load_into
+from .match import fit, with_num_classes
+from .split_kernels import factorize, factorized
 
 __all__ = [
     'SOURCES',

@@ -18,10 +18,10 @@ from ssnet_mm.engine.preflight import swaps_channels
 from ssnet_mm.errors import UserError
 
 from .conversion import Conversion, Input, with_bn_eps
-from .factorize import factorized
-from .fit import fit
-from .read import read_weights
-from .sources import SOURCES, detect
+from .dialects import SOURCES, detect
+from .formats.files import read_weights
+from .match import fit
+from .split_kernels import factorized
 
 
 def load_foreign(
@@ -150,7 +150,7 @@ def load_into(
         path: Where the weights come from, for messages.
 
     Returns:
-        What was used, left and made anew; see :func:`ssnet_mm.weights.fit`.
+        What was used, left and made anew; see :func:`ssnet_mm.weights.match.fit`.
 
     Raises:
         UserError: They do not fit; the module is as it was.

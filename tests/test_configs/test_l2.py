@@ -5,7 +5,6 @@ All in float64: in one step the penalty moves a weight by a few millionths of it
 """
 
 import copy
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,9 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmseg.registry import MODELS
+from reference.keras_layout import load_reference, to_torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-sys.path.append(str(Path(__file__).parents[1] / 'reference'))
-from keras_layout import load_reference, to_torch
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NUM_CLASSES = 5

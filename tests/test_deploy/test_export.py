@@ -1,11 +1,10 @@
 import copy
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.export_formats import OLD_TORCH, need
 from mmengine.config import ConfigDict
 from mmseg.apis import init_model
 from mmseg.registry import MODELS
@@ -16,13 +15,10 @@ from ssnet_mm import build_model
 from ssnet_mm.deploy import export as module
 from ssnet_mm.deploy.export import SUFFIXES, Report, compare, export, make_recipe, verify
 from ssnet_mm.deploy.model import load_model
-from ssnet_mm.deploy.recipe import Recipe
+from ssnet_mm.deploy.processor import Recipe
 from ssnet_mm.deploy.segmenter import LOADERS
 from ssnet_mm.engine.launch import load_config
 from ssnet_mm.errors import UserError
-
-sys.path.append(str(Path(__file__).parent))
-from export_formats import OLD_TORCH, need
 
 # batch, height, width: crops of the upsampled maps at the bottom, right, both or none; all are
 # other sizes than the example's

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ssnet_mm.deploy import model as model_module
 from ssnet_mm.deploy import predict, segmenter
-from ssnet_mm.deploy.recipe import Recipe
+from ssnet_mm.deploy.processor import Recipe
 from ssnet_mm.engine import launch
 from ssnet_mm.errors import UserError
 

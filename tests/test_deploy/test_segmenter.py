@@ -6,19 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.export_formats import need
 from mmseg.apis import inference_model, init_model
 from PIL import Image
 
 from ssnet_mm.deploy import segmenter
 from ssnet_mm.deploy.export import SUFFIXES, export
 from ssnet_mm.deploy.model import load_model
-from ssnet_mm.deploy.recipe import Recipe
+from ssnet_mm.deploy.processor import Recipe
 from ssnet_mm.deploy.segmenter import ExportedBackend, Segmenter, TorchBackend
 from ssnet_mm.engine.launch import load_config
 from ssnet_mm.errors import UserError
-
-sys.path.append(str(Path(__file__).parent))
-from export_formats import need
 
 ROOT = Path(__file__).resolve().parents[2]
 RESIZE = 'test_pipeline[1:1] = [dict(type="Resize", scale=(80, 50), keep_ratio=True)]'

@@ -3,16 +3,11 @@
 What Keras computes is stored by ``tests/reference/make_keras_reference.py``.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from reference.keras_layout import count_parameters, load_image, load_reference, to_torch
 
 from ssnet_mm import build_model
-
-sys.path.append(str(Path(__file__).parents[1] / 'reference'))
-from keras_layout import count_parameters, load_image, load_reference, to_torch
 
 CONV_TYPES = ('conv', 'ds')
 TOLERANCE = 1e-4

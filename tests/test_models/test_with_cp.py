@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssnet_mm import VGG16
-from ssnet_mm.deploy.memory import held_bytes
+from ssnet_mm.benchmark.memory import held_bytes
 
 SEPARABLE = dict(type='SeparableConv2d')
 CONVS = pytest.mark.parametrize('conv_cfg', [None, SEPARABLE], ids=['conv', 'ds'])

@@ -1,13 +1,10 @@
 """Foreign weights through the tools: converted by one, named in init_cfg for the other."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / 'test_weights'))
-from foreign_nets import caffe_weights, saved_vgg
+from helpers.foreign_nets import caffe_weights, saved_vgg
 
 
 @pytest.fixture

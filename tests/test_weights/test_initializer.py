@@ -1,11 +1,18 @@
 """``init_cfg=dict(type='ForeignPretrained')`` in mmengine's own order of initialisation."""
 
 import logging
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.foreign_nets import (
+    BASE,
+    FC,
+    OUR_BN,
+    SEPARABLE,
+    caffe_weights,
+    segmentor,
+    torchvision_vgg,
+)
 from mmengine.logging import MMLogger
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmseg.registry import MODELS
@@ -13,9 +20,6 @@ from mmseg.registry import MODELS
 from ssnet_mm import VGG16
 from ssnet_mm.errors import UserError
 from ssnet_mm.weights import load_foreign
-
-sys.path.append(str(Path(__file__).parent))
-from foreign_nets import BASE, FC, OUR_BN, SEPARABLE, caffe_weights, segmentor, torchvision_vgg
 
 
 @pytest.fixture

@@ -1,15 +1,10 @@
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from helpers.foreign_nets import BASE, CLASSES, FC, OUR_BN, SEPARABLE, segmentor, shapes_of
 from mmseg.registry import MODELS
 
 from ssnet_mm import VGG16, build_model
 from ssnet_mm.weights.layout import Sizes, layout
-
-sys.path.append(str(Path(__file__).parent))
-from foreign_nets import BASE, CLASSES, FC, OUR_BN, SEPARABLE, segmentor, shapes_of
 
 
 def _without_counters(net):

@@ -3,7 +3,7 @@ import io
 import pytest
 from PIL import Image
 
-from ssnet_mm.deploy import report
+from ssnet_mm.benchmark import report
 
 
 def result(**changes):

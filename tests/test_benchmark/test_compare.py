@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ssnet_mm.deploy import bench_worker, benchmark
-from ssnet_mm.deploy.bench_worker import Memory, Predictor, Row, Settings, Trainer, build_segmentor
-from ssnet_mm.deploy.benchmark import RowError, Worker, percentile, plan
+from ssnet_mm.benchmark import compare, worker
+from ssnet_mm.benchmark.compare import RowError, Worker, percentile, plan
+from ssnet_mm.benchmark.worker import Memory, Predictor, Row, Settings, Trainer, build_segmentor
 from ssnet_mm.errors import UserError
 
 SMALL = Settings(shape=(32, 40), batch=2, rounds=3)
@@ -54,7 +54,7 @@ def test_rows_come_config_by_config_then_backend_by_backend():
 )
 def test_settings_that_make_no_sense(given, message):
     with pytest.raises(UserError, match=message):
-        benchmark.check_settings(Settings(**given))
+        compare.check_settings(Settings(**given))
 
 
 def test_a_model_is_built_without_the_network(tiny_config, monkeypatch):
@@ -80,7 +80,7 @@ model['backbone'].update(
 def test_classes_are_set_in_all_heads():
     head = dict(num_classes=19, loss_decode=[dict(class_weight=[1.0] * 19, loss_weight=0.4)])
     model = dict(decode_head=head, auxiliary_head=[dict(num_classes=19)], n=(1, 2))
-    assert bench_worker.with_classes(model, 21) == dict(
+    assert worker.with_classes(model, 21) == dict(
         decode_head=dict(num_classes=21, loss_decode=[dict(loss_weight=0.4)]),
         auxiliary_head=[dict(num_classes=21)],
         n=(1, 2),
@@ -89,13 +89,13 @@ def test_classes_are_set_in_all_heads():
 
 
 def test_configs_of_mmseg_have_short_names():
-    path = bench_worker.find_config('mmseg::fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024.py')
+    path = worker.find_config('mmseg::fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024.py')
     assert os.path.isfile(path)
-    assert bench_worker.find_config('configs/x.py') == 'configs/x.py'
+    assert worker.find_config('configs/x.py') == 'configs/x.py'
 
 
 def test_faulty_input_is_found_before_anything_is_timed(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, '_start', lambda *args: pytest.fail('a row was started'))
+    monkeypatch.setattr(compare, '_start', lambda *args: pytest.fail('a row was started'))
     torch.save({'state_dict': {'w': torch.ones(1)}}, tmp_path / 'other.pth')
     config = tiny_config()
     for row, message in [
@@ -105,7 +105,7 @@ def test_faulty_input_is_found_before_anything_is_timed(tiny_config, tmp_path, m
         (Row(tiny_config("model['type'] = 'Nothing'"), 'torch', 'fp32'), 'Nothing is not in'),
     ]:
         with pytest.raises(UserError, match=message):
-            benchmark.run([Row(config, 'torch', 'fp32'), row], SMALL)
+            compare.run([Row(config, 'torch', 'fp32'), row], SMALL)
 
 
 # Timing ------------------------------------------------------------------------------------------
@@ -145,8 +145,8 @@ def fake_run(monkeypatch, tiny_config, seconds):
             raise RowError('not here')
         return FakeWorker(row.backend, seconds[row.backend], calls)
 
-    monkeypatch.setattr(benchmark, '_start', start)
-    return benchmark.run([Row(config, name, 'fp32') for name in seconds], SMALL), calls
+    monkeypatch.setattr(compare, '_start', start)
+    return compare.run([Row(config, name, 'fp32') for name in seconds], SMALL), calls
 
 
 def test_rows_take_turns_and_a_failure_costs_one_row(monkeypatch, tiny_config):
@@ -179,7 +179,7 @@ def test_without_a_first_row_there_are_no_ratios(monkeypatch, tiny_config):
 
 @ON_LINUX
 def test_a_process_that_dies_says_how():
-    context = benchmark._context()
+    context = compare._context()
     with pytest.raises(RowError, match=r'its process died \(exit code 3\)'):
         Worker(context, os._exit, 3)
     with pytest.raises(RowError, match=r'died \(SIGKILL: out of memory\?\)'):
@@ -204,13 +204,13 @@ def test_a_predictor_segments_as_the_model_does(tiny_config):
     assert set(turn := predictor.turn()) == {'network', 'end_to_end'}
     assert 0 < turn['network'] < 10 and 0 < turn['end_to_end'] < 10
     labels = predictor.segment()
-    assert labels.shape == (2, *bench_worker.PHOTO) and labels.dtype == np.uint8
+    assert labels.shape == (2, *worker.PHOTO) and labels.dtype == np.uint8
     np.testing.assert_array_equal(labels[0], labels[1])
 
     torch.manual_seed(0)
     model, _ = build_segmentor(row.config)
     photo = np.random.default_rng(0).integers(0, 256, (2, 32, 40, 3), np.uint8)
-    normalised = bench_worker._normaliser(row.config, 'cpu')(photo)
+    normalised = worker._normaliser(row.config, 'cpu')(photo)
     planes = [torch.from_numpy(p).permute(2, 0, 1) for p in photo]
     expected = model.data_preprocessor(dict(inputs=planes))['inputs']
     torch.testing.assert_close(normalised, expected)
@@ -239,7 +239,7 @@ def test_an_exported_predictor_gives_the_same_logits(tiny_config, tmp_path, back
     path = str(tmp_path / ('net.onnx' if backend == 'onnxruntime' else 'net.xml'))
     row = Row(config, backend, 'fp32')
     torch.manual_seed(0)
-    bench_worker.export_row(row, SMALL, path)
+    worker.export_row(row, SMALL, path)
     predictor = Predictor(row, SMALL, path)
     torch.manual_seed(0)
     model, _ = build_segmentor(config)
@@ -264,7 +264,7 @@ def test_openvino_computes_in_the_precision_asked_for(monkeypatch, precision, hi
 
     monkeypatch.setitem(sys.modules, 'openvino', SimpleNamespace(Core=Core))
     settings = Settings(shape=(32, 40), batch=2, threads=3)
-    bench_worker._openvino(Row('x.py', 'openvino', precision), settings, 'x.xml')
+    worker._openvino(Row('x.py', 'openvino', precision), settings, 'x.xml')
     assert given == {
         'shape': [2, 3, 32, 40], 'device': 'CPU', 'PERFORMANCE_HINT': 'LATENCY',
         'INFERENCE_NUM_THREADS': 3, 'INFERENCE_PRECISION_HINT': hint,
@@ -283,7 +283,7 @@ def test_what_a_backend_cannot_do_is_one_line(tiny_config, monkeypatch):
     cuda = Settings(device='cuda')
     monkeypatch.setitem(sys.modules, 'openvino', SimpleNamespace())
     with pytest.raises(UserError, match='OpenVINO does not run on CUDA'):
-        bench_worker._openvino(Row(config, 'openvino', 'fp32'), cuda, 'x.xml')
+        worker._openvino(Row(config, 'openvino', 'fp32'), cuda, 'x.xml')
 
 
 def test_a_trainer_trains(tiny_config):

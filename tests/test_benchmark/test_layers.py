@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from ssnet_mm import build_model
-from ssnet_mm.deploy.bench_worker import build_segmentor
-from ssnet_mm.deploy.cost import REST, LayerCost, Machine, count_macs, time_layers
+from ssnet_mm.benchmark.layers import REST, LayerCost, Machine, count_macs, time_layers
+from ssnet_mm.benchmark.worker import build_segmentor
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 

@@ -12,10 +12,10 @@ from mmseg.registry import DATASETS
 from mmseg.utils import register_all_modules
 from PIL import Image
 
-from ssnet_mm.datasets import miniature
-from ssnet_mm.datasets.miniature import make_miniature
-from ssnet_mm.datasets.toys import CLASSES, VOID, draw_sample
 from ssnet_mm.errors import UserError
+from ssnet_mm.miniature import folder
+from ssnet_mm.miniature.drawing import CLASSES, VOID, draw_sample
+from ssnet_mm.miniature.folder import make_miniature
 from ssnet_mm.palette import voc_palette
 
 ROOT = Path(__file__).parents[2]
@@ -195,7 +195,7 @@ def test_other_parameters_need_overwrite(tmp_path):
 
 def test_a_miniature_of_another_version_needs_overwrite(tmp_path, monkeypatch):
     make_small(tmp_path / 'mini')
-    monkeypatch.setattr(miniature, 'VERSION', miniature.VERSION + 1)
+    monkeypatch.setattr(folder, 'VERSION', folder.VERSION + 1)
     with pytest.raises(UserError, match='version 1 instead of 2'):
         make_small(tmp_path / 'mini')
     assert make_small(tmp_path / 'mini', overwrite=True)

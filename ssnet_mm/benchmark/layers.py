@@ -69,7 +69,7 @@ def count_macs(model: nn.Module, shape: tuple[int, int, int, int]) -> dict[str, 
 
     Example:
         >>> from torch import nn
-        >>> from ssnet_mm.deploy.cost import count_macs
+        >>> from ssnet_mm.benchmark.layers import count_macs
         >>> count_macs(nn.Conv2d(3, 8, 3, padding=1, device='meta'), (1, 3, 10, 10))['']
         21600
     """

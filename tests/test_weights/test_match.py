@@ -1,19 +1,9 @@
 """What a net takes of weights that are not quite its own, and what it refuses."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-from mmseg.registry import MODELS
-
-from ssnet_mm import VGG16
-from ssnet_mm.errors import UserError
-from ssnet_mm.weights import SOURCES, fit, load_into, with_num_classes
-
-sys.path.append(str(Path(__file__).parent))
-from foreign_nets import (
+from helpers.foreign_nets import (
     BASE,
     CLASSES,
     FC,
@@ -27,6 +17,11 @@ from foreign_nets import (
     shapes_of,
     torchvision_vgg,
 )
+from mmseg.registry import MODELS
+
+from ssnet_mm import VGG16
+from ssnet_mm.errors import UserError
+from ssnet_mm.weights import SOURCES, fit, load_into, with_num_classes
 
 
 def _ours(**kwargs):

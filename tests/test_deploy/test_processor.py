@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.transforms import Resize
 
-from ssnet_mm.deploy.recipe import Recipe, resize_image, resize_labels
+from ssnet_mm.deploy.processor import Recipe, resize_image, resize_labels
 from ssnet_mm.errors import UserError
 
 

@@ -1,18 +1,8 @@
 """Every dialect, from the libraries' own modules, computes in our nets what it computes there."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-from ssnet_mm import VGG16, build_model
-from ssnet_mm.errors import UserError
-from ssnet_mm.weights import SOURCES, detect, load_into, with_bn_eps
-from ssnet_mm.weights.conversion import CAFFE_BGR, IMAGENET_RGB
-
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / 'reference')]
-from foreign_nets import (
+from helpers.foreign_nets import (
     BASE,
     FC,
     OUR_BN,
@@ -27,7 +17,12 @@ from foreign_nets import (
     shapes_of,
     torchvision_vgg,
 )
-from keras_layout import load_image, load_reference
+from reference.keras_layout import load_image, load_reference
+
+from ssnet_mm import VGG16, build_model
+from ssnet_mm.errors import UserError
+from ssnet_mm.weights import SOURCES, detect, load_into, with_bn_eps
+from ssnet_mm.weights.conversion import CAFFE_BGR, IMAGENET_RGB
 
 
 def _backbone(bn, fc):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssnet_mm.deploy.memory import held_bytes, peak_bytes
+from ssnet_mm.benchmark.memory import held_bytes, peak_bytes
 
 MIB = 2**20
 

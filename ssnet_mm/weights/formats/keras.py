@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ssnet_mm.errors import UserError, require
 
-from .guard import check_size, damaged
+from .size_limit import check_size, damaged
 
 # By Keras' names of the classes in snake case: what ``vars/0``, ``vars/1`` ... are.
 _VARIABLES = {

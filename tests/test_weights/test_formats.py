@@ -13,8 +13,8 @@ import torch
 
 from ssnet_mm.engine import read_checkpoint
 from ssnet_mm.errors import UserError
-from ssnet_mm.weights import guard, read
-from ssnet_mm.weights.read import read_weights, write_safetensors
+from ssnet_mm.weights.formats import files, size_limit
+from ssnet_mm.weights.formats.files import read_weights, write_safetensors
 
 REFERENCE = Path(__file__).parents[1] / 'reference' / 'keras_files.zip'
 
@@ -35,7 +35,7 @@ def same(tensors, expected):
 @pytest.fixture
 def little(monkeypatch):
     """Let little bombs do: 4 MiB instead of more than 64."""
-    monkeypatch.setattr(guard, 'FREE', 1 << 20)
+    monkeypatch.setattr(size_limit, 'FREE', 1 << 20)
     return bytes(4 << 20)
 
 
@@ -542,15 +542,15 @@ def test_what_is_no_weights_at_all_is_named(tmp_path):
 def test_size_is_bounded_by_the_file_and_by_what_nets_need(tmp_path, monkeypatch):
     path = tmp_path / 'a'
     path.write_bytes(bytes(1000))
-    monkeypatch.setattr(guard, 'FREE', 5000)
-    guard.check_size(str(path), 20_000)
+    monkeypatch.setattr(size_limit, 'FREE', 5000)
+    size_limit.check_size(str(path), 20_000)
     with pytest.raises(UserError, match='is refused: it unpacks to'):
-        guard.check_size(str(path), 20_001)
+        size_limit.check_size(str(path), 20_001)
     with open(path, 'wb') as file:
         os.truncate(file.fileno(), 1 << 30)  # sparse
-    guard.check_size(str(path), 4 << 30)
+    size_limit.check_size(str(path), 4 << 30)
     with pytest.raises(UserError, match='than the 4,096 MiB'):
-        guard.check_size(str(path), (4 << 30) + 1)
+        size_limit.check_size(str(path), (4 << 30) + 1)
 
 
 def test_unreadable_file_is_named(tmp_path, monkeypatch):
@@ -559,5 +559,5 @@ def test_unreadable_file_is_named(tmp_path, monkeypatch):
 
     path = tmp_path / 'a.pth'
     path.touch()
-    monkeypatch.setattr(read, 'open', denied, raising=False)  # the chmod of root denies nothing
+    monkeypatch.setattr(files, 'open', denied, raising=False)  # the chmod of root denies nothing
     refused(path, 'can not be read: Permission denied')

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from ssnet_mm.deploy.bench_worker import (
+from ssnet_mm.benchmark.layers import REST, count_macs, measure_machine, time_layers
+from ssnet_mm.benchmark.worker import (
     PHOTO,
     Predictor,
     Row,
@@ -35,7 +36,6 @@ from ssnet_mm.deploy.bench_worker import (
     optimise,
     serve,
 )
-from ssnet_mm.deploy.cost import REST, count_macs, measure_machine, time_layers
 from ssnet_mm.engine.preflight import config_errors
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import atomic_write
@@ -222,7 +222,7 @@ def _context() -> BaseContext:
     if 'forkserver' not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['ssnet_mm.deploy.bench_worker'])
+    context.set_forkserver_preload(['ssnet_mm.benchmark.worker'])
     return context
 
 

@@ -5,11 +5,13 @@ import shutil
 import pytest
 import torch
 from mmengine.model import BaseModel
+from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import nn
 
-from ssnet_mm.engine import bn, launch
+from ssnet_mm.engine import launch
 from ssnet_mm.errors import UserError
+from ssnet_mm.weights import batch_norm
 
 
 class Net(BaseModel):
@@ -47,7 +49,7 @@ def test_the_statistics_are_the_plain_average_over_batches():
     nn.init.uniform_(net.norm1.weight), nn.init.uniform_(net.norm1.bias)
     nn.init.constant_(net.norm1.running_mean, 100.0)  # to be forgotten
     nn.init.constant_(net.norm2.running_var, 100.0)
-    assert bn.estimate_bn(net, batches(3), 3) == 3
+    assert batch_norm.estimate_bn(net, batches(3), 3) == 3
 
     first, second = [], []
     with torch.no_grad():
@@ -68,7 +70,7 @@ def test_the_statistics_are_the_plain_average_over_batches():
 
 def test_of_batches_alike_the_mean_is_that_over_all_pixels():
     net = Net()
-    bn.estimate_bn(net, batches(4), 4)
+    batch_norm.estimate_bn(net, batches(4), 4)
     with torch.no_grad():
         mean, _ = statistics(net.conv1(torch.cat([data['inputs'] for data in batches(4)])))
     torch.testing.assert_close(net.norm1.running_mean, mean)
@@ -84,9 +86,9 @@ def test_as_many_batches_are_taken_as_asked_for_and_no_more():
 
     net, other = Net(), Net()
     other.load_state_dict(net.state_dict())
-    assert bn.estimate_bn(net, loader(), 2) == 2
+    assert batch_norm.estimate_bn(net, loader(), 2) == 2
     assert taken == [0, 1]
-    assert bn.estimate_bn(other, batches(2), 9) == 2
+    assert batch_norm.estimate_bn(other, batches(2), 9) == 2
     assert torch.equal(net.norm2.running_var, other.norm2.running_var)
 
 
@@ -100,9 +102,9 @@ def test_all_else_is_as_it_was(fails):
     if fails:
         data[1]['inputs'] = data[1]['inputs'][:, :2]
         with pytest.raises(RuntimeError, match='channels'):
-            bn.estimate_bn(net, data, 2)
+            batch_norm.estimate_bn(net, data, 2)
     else:
-        bn.estimate_bn(net, data, 2)
+        batch_norm.estimate_bn(net, data, 2)
     assert {name: module.training for name, module in net.named_modules()} == modes
     assert (net.norm1.momentum, net.norm2.momentum) == (0.1, 0.3)
     for name, value in net.named_parameters():
@@ -112,11 +114,11 @@ def test_all_else_is_as_it_was(fails):
 def test_a_model_without_statistics_and_a_loader_without_batches_are_refused():
     for norm in (nn.InstanceNorm2d, lambda n, **_: nn.BatchNorm2d(n, track_running_stats=False)):
         with pytest.raises(UserError, match='the model has no batch norm whose'):
-            bn.estimate_bn(Net(norm), batches(1), 1)
+            batch_norm.estimate_bn(Net(norm), batches(1), 1)
     net = Net()
     nn.init.constant_(net.norm1.running_mean, 5.0)
     with pytest.raises(UserError, match='no batch of images'):
-        bn.estimate_bn(net, [], 1)
+        batch_norm.estimate_bn(net, [], 1)
     assert net.norm1.running_mean.tolist() == [5.0] * 4
 
 
@@ -130,11 +132,12 @@ train_dataloader['dataset'] = dict(type='ConcatDataset', datasets=[train_dataloa
 def test_the_training_images_of_a_config_need_no_labels(tiny_config, tiny_data):
     shutil.rmtree(tiny_data / 'SegmentationClass')
     cfg = launch.load_config(tiny_config(CHANGES))
+    init_default_scope('mmseg')
     before = cfg.pretty_text
     model = MODELS.build(cfg.model)
     seen = []
     model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    assert bn.estimate_bn_from_config(model, cfg, 3) == 3
+    assert batch_norm.estimate_bn_from_config(model, cfg, 3) == 3
 
     # crops of 24x40, padded at the bottom to the preprocessor's 32 rows
     assert [tuple(image.shape) for image in seen] == [(2, 3, 32, 40)] * 3
@@ -152,8 +155,8 @@ def test_the_training_images_of_a_config_need_no_labels(tiny_config, tiny_data):
 def test_images_that_are_not_there_are_named(tiny_config, tiny_data):
     cfg = launch.load_config(tiny_config(), {'train_dataloader.dataset.data_root': 'no/where'})
     with pytest.raises(UserError, match=r'no folder no/where \(train_dataloader.dataset, data_roo'):
-        bn.estimate_bn_from_config(Net(), cfg, 1)
+        batch_norm.estimate_bn_from_config(Net(), cfg, 1)
     with pytest.raises(UserError, match='has no train_dataloader to estimate'):
-        bn.estimate_bn_from_config(
+        batch_norm.estimate_bn_from_config(
             Net(), launch.load_config(tiny_config('train_dataloader=None')), 1
         )

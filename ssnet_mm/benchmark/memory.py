@@ -47,7 +47,7 @@ def held_bytes(forward: Callable[[], Any], device: torch.device | str = 'cpu') -
 
     Example:
         >>> import torch
-        >>> from ssnet_mm.deploy.memory import held_bytes
+        >>> from ssnet_mm.benchmark.memory import held_bytes
         >>> x = torch.rand(1000, requires_grad=True)
         >>> held_bytes(lambda: x.exp())  # 1000 values of 4 bytes, which its gradient needs too
         4000

@@ -19,7 +19,7 @@ from PIL import Image
 from ssnet_mm.errors import UserError
 from ssnet_mm.palette import voc_palette
 
-from .toys import SPLITS, VERSION, draw_sample
+from .drawing import SPLITS, VERSION, draw_sample
 
 METADATA = 'miniature.json'
 Sample = tuple[str, int]  # split, number

@@ -16,7 +16,6 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ssnet_mm.engine.bn import estimate_bn_from_config
 from ssnet_mm.engine.hooks import to_plain
 from ssnet_mm.engine.preflight import config_errors, config_meta
 from ssnet_mm.errors import UserError
@@ -29,7 +28,8 @@ from ssnet_mm.weights import (
     with_bn_eps,
     with_num_classes,
 )
-from ssnet_mm.weights.read import write_safetensors
+from ssnet_mm.weights.batch_norm import estimate_bn_from_config
+from ssnet_mm.weights.formats.files import write_safetensors
 
 SUFFIXES = ('.pth', '.safetensors')
 OUR_EPS = 1e-3  # of batch norm in our configs

@@ -1,7 +1,7 @@
 """Files of weights read as they are: names and layouts stay those of whoever wrote them.
 
 Nothing in a file is ever run, and a file is looked at before memory is spent on it: what a parser
-is asked to unpack is bounded by the size of the file (:mod:`ssnet_mm.weights.guard`).
+is asked to unpack is bounded by the size of the file (:mod:`ssnet_mm.weights.formats.size_limit`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ssnet_mm.engine.checkpoint import read_checkpoint, weights_of
 from ssnet_mm.errors import UserError, require
 from ssnet_mm.files import atomic_write
 
-from .caffe_file import read_caffemodel
-from .guard import check_size, damaged
-from .keras_file import read_hdf5, read_keras_zip
+from .caffemodel import read_caffemodel
+from .keras import read_hdf5, read_keras_zip
+from .size_limit import check_size, damaged
 
 SUFFIXES = {
     '.pth': 'torch',
@@ -82,7 +82,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     Example:
         >>> import tempfile
         >>> import torch
-        >>> from ssnet_mm.weights.read import read_weights
+        >>> from ssnet_mm.weights.formats.files import read_weights
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save({'model_state_dict': {'conv.weight': torch.ones(4, 3, 1, 1)}},
         ...                f'{folder}/a.pth')

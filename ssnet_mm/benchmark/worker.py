@@ -34,7 +34,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from ssnet_mm.deploy.cost import run_network, synchronize
+from ssnet_mm.benchmark.layers import run_network, synchronize
 from ssnet_mm.engine.checkpoint import load_checkpoint
 from ssnet_mm.engine.launch import load_config, tune_for_cpu, use_amp
 from ssnet_mm.engine.preflight import config_errors, describe
@@ -430,7 +430,7 @@ class Trainer:
         return self.model.parse_losses(losses)[0]
 
     def _held_mib(self) -> float:
-        from ssnet_mm.deploy.memory import held_bytes
+        from ssnet_mm.benchmark.memory import held_bytes
 
         return held_bytes(self._loss, self.device) / MIB
 

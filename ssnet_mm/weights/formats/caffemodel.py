@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssnet_mm.errors import UserError, require
 
-from .guard import damaged
+from .size_limit import damaged
 
 _INT64, _INT32, _STRING, _MESSAGE, _BYTES = 3, 5, 9, 11, 12  # protobuf's numbers of types
 _OPTIONAL, _REPEATED = 1, 3

@@ -1,18 +1,13 @@
 """Foreign weights written as checkpoints that the rest of the package loads."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from helpers.foreign_nets import OUR_BN, SEPARABLE, caffe_weights, saved_vgg, segmentor
 
 from ssnet_mm.engine.checkpoint import load_checkpoint
-from ssnet_mm.engine.convert import convert_weights
 from ssnet_mm.engine.launch import load_config
 from ssnet_mm.errors import UserError
-
-sys.path.append(str(Path(__file__).parents[1] / 'test_weights'))
-from foreign_nets import OUR_BN, SEPARABLE, caffe_weights, saved_vgg, segmentor
+from ssnet_mm.weights.convert import convert_weights
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from mmseg.apis import inference_model, init_model
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from ssnet_mm.engine.figure import (
+from ssnet_mm.errors import UserError
+from ssnet_mm.visualization import (
     PAPER,
     VOID,
     Sample,
@@ -19,7 +20,6 @@ from ssnet_mm.engine.figure import (
     predict_samples,
     show_predictions,
 )
-from ssnet_mm.errors import UserError
 
 CLASSES = ('ground', 'left', 'right')
 PALETTE = [[0, 0, 90], [200, 0, 0], [0, 200, 0]]

@@ -1,15 +1,6 @@
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-from ssnet_mm.errors import UserError
-from ssnet_mm.weights import SOURCES, factorize, factorized
-from ssnet_mm.weights.factorize import split_kernel
-
-sys.path.append(str(Path(__file__).parent))
-from foreign_nets import (
+from helpers.foreign_nets import (
     OUR_BN,
     SEPARABLE,
     TOLERANCE,
@@ -18,6 +9,10 @@ from foreign_nets import (
     segmentor,
     shapes_of,
 )
+
+from ssnet_mm.errors import UserError
+from ssnet_mm.weights import SOURCES, factorize, factorized
+from ssnet_mm.weights.split_kernels import split_kernel
 
 
 def _dense(state):

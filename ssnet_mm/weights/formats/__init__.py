@@ -1,0 +1,1 @@
+"""Files of weights, read as they are: a module a format."""
