@@ -6,7 +6,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec('P')
@@ -15,6 +15,19 @@ R = TypeVar('R')
 
 class UserError(Exception):
     """Something the user can mend; its message is one line: what, where, how to mend."""
+
+
+def few(names: Iterable[str]) -> str:
+    """The first three names, for a message that stays one readable line."""
+    names = list(names)
+    return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+
+
+def listed(problems: Mapping[str, Sequence[str]]) -> str:
+    """What is wrong with which names, for a message; empty where nothing is."""
+    return '; '.join(
+        f'{len(names)} {what}: {few(names)}' for what, names in problems.items() if names
+    )
 
 
 def require(module: str, package: str, purpose: str) -> Any:

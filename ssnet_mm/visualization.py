@@ -23,8 +23,8 @@ from mmseg.registry import DATASETS
 from PIL import Image, ImageDraw, ImageFont
 
 from ssnet_mm.engine.checkpoint import load_checkpoint
-from ssnet_mm.engine.launch import load_config
-from ssnet_mm.engine.preflight import check_data, config_errors
+from ssnet_mm.engine.config import config_errors, load_config
+from ssnet_mm.engine.preflight import check_data
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import atomic_write
 

@@ -36,7 +36,7 @@ from ssnet_mm.benchmark.worker import (
     optimise,
     serve,
 )
-from ssnet_mm.engine.preflight import config_errors
+from ssnet_mm.engine.config import config_errors
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import atomic_write
 from ssnet_mm.malloc import keep_freed_memory

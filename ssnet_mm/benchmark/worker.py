@@ -36,8 +36,8 @@ from torch import Tensor, nn
 
 from ssnet_mm.benchmark.layers import run_network, synchronize
 from ssnet_mm.engine.checkpoint import load_checkpoint
-from ssnet_mm.engine.launch import load_config, tune_for_cpu, use_amp
-from ssnet_mm.engine.preflight import config_errors, describe
+from ssnet_mm.engine.config import config_errors, describe, load_config
+from ssnet_mm.engine.launch import tune_for_cpu, use_amp
 from ssnet_mm.errors import UserError
 from ssnet_mm.malloc import keep_freed_memory
 

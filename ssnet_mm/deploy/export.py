@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from ssnet_mm.deploy.fusion import fuse
 from ssnet_mm.deploy.processor import KEY, Recipe, resize_labels
 from ssnet_mm.deploy.segmenter import LOADERS, ExportedBackend, read_image
-from ssnet_mm.engine.preflight import check_data, describe, swaps_channels
+from ssnet_mm.engine.config import describe, swaps_channels
+from ssnet_mm.engine.preflight import check_data
 from ssnet_mm.errors import UserError, require
 from ssnet_mm.files import temporary_name
 from ssnet_mm.models import FCN8Head

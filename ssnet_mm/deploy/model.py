@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmseg.apis import init_model
-from torch import nn
 
 from ssnet_mm.engine.checkpoint import load_checkpoint
-from ssnet_mm.engine.preflight import config_errors, config_meta, single_datasets
+from ssnet_mm.engine.config import build_segmentor, config_errors, config_meta, single_datasets
 from ssnet_mm.errors import UserError
 
 
@@ -31,7 +30,7 @@ def check_device(device: str | None) -> str:
     return device
 
 
-def load_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
+def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
     """Build the config's segmentor with a checkpoint's weights, in evaluation mode.
 
     Returns:
@@ -44,8 +43,8 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
         with config_errors(f'{cfg.filename} has neither test_pipeline nor test_dataloader'):
             _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
             cfg.test_pipeline = dataset.pipeline
-    with config_errors(f'the model of {cfg.filename}'):
-        model = revert_sync_batchnorm(init_model(cfg, checkpoint=None, device='cpu'))
+    model = build_segmentor(cfg)
     meta = load_checkpoint(model, checkpoint).get('meta', {})
+    model.cfg = cfg
     model.dataset_meta = meta.get('dataset_meta') or config_meta(cfg)
-    return model.to(device)
+    return model.to(device).eval()

@@ -227,7 +227,7 @@ def _load_config(
 ) -> TorchBackend:
     from ssnet_mm.deploy import fusion
     from ssnet_mm.deploy.model import check_device, load_model
-    from ssnet_mm.engine.launch import load_config
+    from ssnet_mm.engine.config import load_config
 
     if checkpoint is None:
         raise UserError(f'{getattr(config, "filename", config)} needs a checkpoint beside it')

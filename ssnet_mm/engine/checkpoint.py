@@ -13,7 +13,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 from torch import Tensor, nn
 
-from ssnet_mm.errors import UserError, require
+from ssnet_mm.errors import UserError, listed, require
 
-_SHOWN_KEYS = 3  # of each kind of mismatch, so that the message stays one readable line
+# Files that this process has read without running code: name, time of change, size.
+_read: set[tuple[str, int, int]] = set()
 
 
 def _history_method(owner: object, name: str) -> Any:
@@ -103,7 +104,18 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f'{path} is not a readable checkpoint: {reason}') from error
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
+    _read.add(_signature(path))
     return checkpoint
+
+
+def _signature(path: str) -> tuple[str, int, int]:
+    status = os.stat(path)
+    return os.path.abspath(path), status.st_mtime_ns, status.st_size
+
+
+def was_read(path: str) -> bool:
+    """Whether this process has read a checkpoint safely that has not changed since."""
+    return os.path.isfile(path) and _signature(path) in _read
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
@@ -164,20 +176,16 @@ def load_state_dict(
         for key in result.missing_keys
         if key not in misshapen and not key.endswith('num_batches_tracked')
     ]
-    problems = [
-        _listed('missing', missing),
-        _listed('unexpected', result.unexpected_keys),
-        _listed('misshapen', [f'{k} ({a} instead of {b})' for k, (a, b) in misshapen.items()]),
-    ]
-    if any(problems):
-        message = '; '.join(filter(None, [*problems, _class_hint(model, misshapen)]))
+    problems = listed(
+        dict(
+            missing=missing,
+            unexpected=result.unexpected_keys,
+            misshapen=[f'{k} ({a} instead of {b})' for k, (a, b) in misshapen.items()],
+        )
+    )
+    if problems:
+        message = '; '.join(filter(None, [problems, _class_hint(model, misshapen)]))
         raise UserError(f'{source} does not fit the model: {message}')
-
-
-def _listed(kind: str, keys: Iterable[str]) -> str:
-    keys = list(keys)
-    more = ', ...' if len(keys) > _SHOWN_KEYS else ''
-    return f'{len(keys)} {kind}: {", ".join(keys[:_SHOWN_KEYS])}{more}' if keys else ''
 
 
 def _class_hint(model: nn.Module, misshapen: Mapping[str, tuple[tuple[int, ...], ...]]) -> str:
@@ -210,3 +218,54 @@ def weights_of(checkpoint: Mapping[str, Any], source: str | os.PathLike[str]) ->
     if not isinstance(weights, Mapping) or not any(isinstance(v, Tensor) for v in weights.values()):
         raise UserError(f'{source} holds no weights')
     return weights
+
+
+def find_checkpoint(load_from: str | None, resume: bool, work_dir: str) -> str | None:
+    """Which checkpoint a Runner will load.
+
+    Returns:
+        Its path, or None where the weights start fresh: also for ``resume`` in a work directory
+        that has none yet, so that a queue may start a job the same way every time.
+
+    Raises:
+        UserError: It is not a local file.
+    """
+    if resume and load_from is None:
+        load_from = find_latest_checkpoint(work_dir)
+        if load_from is not None and not os.path.isfile(load_from):
+            # the name is relative to where training was started
+            load_from = os.path.join(work_dir, os.path.basename(load_from))
+    if load_from is not None and '://' in load_from:
+        raise UserError(
+            f'load_from={load_from} is not a local file; download it first: only what lies on this '
+            'machine is looked at before it is loaded'
+        )
+    return load_from
+
+
+def read_to_load(path: str, resume: bool) -> dict[str, Any]:
+    """Read the checkpoint that a Runner will load, and see that it has what resuming needs.
+
+    Raises:
+        UserError: As ``read_checkpoint``, or there is nothing to resume from.
+    """
+    checkpoint = read_checkpoint(path)
+    lacking = {'meta', 'state_dict', 'message_hub', 'optimizer'} - set(checkpoint)
+    if resume and lacking:
+        raise UserError(
+            f'{path} has no {", ".join(sorted(lacking))} to resume from; to start from its '
+            'weights alone use --cfg-options load_from=... without --resume'
+        )
+    return checkpoint
+
+
+def pretrained_weights(model: Any) -> Iterator[str]:
+    """The local files named by ``init_cfg=dict(type='Pretrained', checkpoint=...)`` in a config."""
+    if isinstance(model, Mapping):
+        checkpoint = model.get('checkpoint')
+        if model.get('type') == 'Pretrained' and checkpoint and '://' not in checkpoint:
+            yield os.path.expanduser(checkpoint)
+        model = list(model.values())
+    if isinstance(model, (list, tuple)):
+        for part in model:
+            yield from pretrained_weights(part)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,18 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
-from ssnet_mm.engine.checkpoint import allow_history, load_state_dict, read_checkpoint, weights_of
-from ssnet_mm.errors import UserError
+from ssnet_mm.engine.checkpoint import (
+    allow_history,
+    find_checkpoint,
+    load_state_dict,
+    pretrained_weights,
+    read_checkpoint,
+    read_to_load,
+    was_read,
+    weights_of,
+)
 
 # What torch's weights-only loading takes as it is. Exact types: it knows no subclass of them.
 _PLAIN = (
@@ -91,11 +98,14 @@ class PlainCheckpointHook(Hook):
         self.strict = strict
 
     def before_run(self, runner: Runner) -> None:
-        source = checkpoint_to_load(runner._load_from, runner._resume, runner.work_dir)
+        source = find_checkpoint(runner._load_from, runner._resume, runner.work_dir)
+        if source is not None and not was_read(source):
+            read_to_load(source, runner._resume)
         if runner._resume:
             runner._load_from = source  # mmengine would take a name as relative to where we are
         for path in pretrained_weights(runner.cfg.get('model')):
-            read_checkpoint(path)
+            if not was_read(path):
+                read_checkpoint(path)
         allow_history()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -109,49 +119,3 @@ class PlainCheckpointHook(Hook):
         if self.strict:
             source = runner._load_from or 'the checkpoint'
             load_state_dict(runner.model, weights_of(checkpoint, source), source)
-
-
-def checkpoint_to_load(load_from: str | None, resume: bool, work_dir: str) -> str | None:
-    """Which checkpoint a Runner will load, read once to see that it may be.
-
-    Returns:
-        Its path, or None where the weights start fresh: also for ``resume`` in a work directory
-        that has none yet, so that a queue may start a job the same way every time.
-
-    Raises:
-        UserError: It is not there, not safe, not local, or has nothing to resume from.
-    """
-    if resume and load_from is None:
-        load_from = find_latest_checkpoint(work_dir)
-        if load_from is None:
-            return None
-        # the name is relative to where training was started
-        moved = os.path.join(work_dir, os.path.basename(load_from))
-        load_from = load_from if os.path.isfile(load_from) else moved
-    if load_from is None:
-        return None
-    if '://' in load_from:
-        raise UserError(
-            f'load_from={load_from} is not a local file; download it first: only what lies on this '
-            'machine is looked at before it is loaded'
-        )
-    checkpoint = read_checkpoint(load_from)
-    lacking = {'meta', 'state_dict', 'message_hub', 'optimizer'} - set(checkpoint)
-    if resume and lacking:
-        raise UserError(
-            f'{load_from} has no {", ".join(sorted(lacking))} to resume from; to start from its '
-            'weights alone use --cfg-options load_from=... without --resume'
-        )
-    return load_from
-
-
-def pretrained_weights(model: Any) -> Iterator[str]:
-    """The local files named by ``init_cfg=dict(type='Pretrained', checkpoint=...)`` in a config."""
-    if isinstance(model, Mapping):
-        checkpoint = model.get('checkpoint')
-        if model.get('type') == 'Pretrained' and checkpoint and '://' not in checkpoint:
-            yield os.path.expanduser(checkpoint)
-        model = list(model.values())
-    if isinstance(model, (list, tuple)):
-        for part in model:
-            yield from pretrained_weights(part)

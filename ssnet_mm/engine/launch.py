@@ -16,9 +16,12 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 from torch import nn
+from torch.utils.data import DataLoader
 
+from ssnet_mm.engine.config import config_errors, describe, single_datasets
+from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
 from ssnet_mm.engine.hooks import PlainCheckpointHook
-from ssnet_mm.engine.preflight import config_errors, describe, preflight, single_datasets
+from ssnet_mm.engine.preflight import Prepared, preflight
 from ssnet_mm.errors import UserError
 from ssnet_mm.malloc import keep_freed_memory
 
@@ -75,23 +78,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # torch.distributed.launch writes it either way, torchrun sets the environment instead
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-
-
-def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
-    """Read a config file and merge ``--cfg-options`` into it.
-
-    Raises:
-        UserError: The file is missing or fails, or an option contradicts its structure.
-    """
-    if not os.path.isfile(path):
-        raise UserError(f'config {path} not found; check the path')
-    with config_errors(f'config {path}'):
-        cfg = Config.fromfile(path)
-    with config_errors(f'--cfg-options on {path}'):
-        cfg.merge_from_dict(dict(options or {}))
-    if 'model' not in cfg:
-        raise UserError(f'config {path} has no model; is it one of the parts in _base_?')
-    return cfg
 
 
 def apply_run_arguments(cfg: Config, args: argparse.Namespace) -> None:
@@ -161,11 +147,11 @@ def run(cfg: Config, mode: str, hooks: Sequence[Hook] = ()) -> None:
     Raises:
         UserError: From ``preflight``, or a mistake in the config that only building shows.
     """
-    preflight(cfg, mode)
+    prepared = preflight(cfg, mode)
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _join_cpu_processes(cfg)
     with config_errors(f'config {cfg.filename}'):
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner = _runner_class(cfg, prepared).from_cfg(cfg)
     if not any(isinstance(hook, PlainCheckpointHook) for hook in runner.hooks):
         runner.register_hook(PlainCheckpointHook())  # no unsafe or partial loading in our tools
     for hook in hooks:
@@ -184,6 +170,28 @@ def run(cfg: Config, mode: str, hooks: Sequence[Hook] = ()) -> None:
         raise
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _runner_class(cfg: Config, prepared: Prepared) -> type[Runner]:
+    """The config's Runner, made to go on with what ``preflight`` has built."""
+    base: Any = RUNNERS.get(cfg.get('runner_type', 'Runner'))
+
+    class PreparedRunner(base):
+        def build_model(self, model: Any) -> nn.Module:
+            if prepared.random_state is not None:
+                torch.set_rng_state(prepared.random_state)
+            return prepared.model
+
+        def build_dataloader(self, dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
+            if isinstance(dataloader, Mapping):
+                for i, (known, dataset) in enumerate(prepared.datasets):
+                    if known == dataloader['dataset']:
+                        dataloader = {**dataloader, 'dataset': dataset}
+                        del prepared.datasets[i]  # mmengine copies it
+                        break
+            return base.build_dataloader(dataloader, *args, **kwargs)
+
+    return PreparedRunner
 
 
 def tune_for_cpu(model: nn.Module) -> None:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import WEIGHT_INITIALIZERS, init_default_scope
-from mmseg.registry import DATASETS, MODELS
+from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.runner import set_random_seed
+from mmseg.registry import DATASETS
+from torch import Tensor, nn
 
-from ssnet_mm.engine.checkpoint import load_checkpoint, read_checkpoint
-from ssnet_mm.engine.hooks import checkpoint_to_load, pretrained_weights
+from ssnet_mm.engine.checkpoint import (
+    find_checkpoint,
+    load_state_dict,
+    pretrained_weights,
+    read_checkpoint,
+    read_to_load,
+    weights_of,
+)
+from ssnet_mm.engine.config import build_segmentor, config_errors, single_datasets
 from ssnet_mm.errors import UserError
 
 _POSITIVE = (
@@ -24,7 +33,23 @@ _POSITIVE = (
 )  # fmt: skip
 
 
-def preflight(cfg: Config, mode: str) -> None:
+@dataclass(frozen=True)
+class Prepared:
+    """What ``preflight`` has built, for a Runner to go on with.
+
+    Args:
+        model: As the config's; for testing, or from a checkpoint, it holds the weights already.
+        random_state: torch's random numbers after its weights were drawn from the config's seed;
+            None if the config has no seed, or another one for each process.
+        datasets: Each with its config.
+    """
+
+    model: nn.Module
+    random_state: Tensor | None
+    datasets: list[tuple[Any, Any]]
+
+
+def preflight(cfg: Config, mode: str) -> Prepared:
     """Check a config for training or testing: machine, sizes, data sets, model, weights.
 
     Args:
@@ -34,16 +59,15 @@ def preflight(cfg: Config, mode: str) -> None:
     Raises:
         UserError: Naming the first thing that would fail and how to mend it.
     """
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
-    check_device(cfg, mode)
+    check_machine(cfg, mode)
     check_sizes(cfg)
-    with config_errors(f'the model of {cfg.filename}'):
-        model = MODELS.build(copy.deepcopy(cfg.model))
+    model, random_state = _build_seeded(cfg)
     num_classes = getattr(getattr(model, 'module', model), 'num_classes', None)
+    datasets = []
     loaders = ['train_dataloader', 'val_dataloader'] if mode == 'train' else ['test_dataloader']
     for loader in loaders:
         if cfg.get(loader):
-            check_data(cfg, loader, num_classes)
+            datasets += check_data(cfg, loader, num_classes)
         elif loader != 'val_dataloader':
             raise UserError(f'{cfg.filename} has no {loader}, which {mode}ing needs')
     if mode == 'train':
@@ -53,20 +77,27 @@ def preflight(cfg: Config, mode: str) -> None:
             check_initializers(model)
         if hasattr(model, 'load_teacher'):
             model.load_teacher()
-    checkpoint = checkpoint_to_load(cfg.get('load_from'), cfg.get('resume', False), cfg.work_dir)
+    resume = cfg.get('resume', False)
+    checkpoint = find_checkpoint(cfg.get('load_from'), resume, cfg.work_dir)
     if checkpoint:
-        load_checkpoint(model, checkpoint)
+        weights = weights_of(read_to_load(checkpoint, resume), checkpoint)
+        load_state_dict(model, weights, checkpoint)
+    return Prepared(model, random_state, datasets)
 
 
-@contextmanager
-def config_errors(where: str) -> Iterator[None]:
-    """Turn whatever building from a config raises into a UserError: the config is the user's."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f'{where}: {describe(error)}') from error
+def _build_seeded(cfg: Config) -> tuple[Any, Tensor | None]:
+    """Build the model with the weights that a Runner would draw, which sets the seed just before.
+
+    Returns:
+        The model, and the random state for what is drawn next; see :class:`Prepared`.
+    """
+    randomness = cfg.get('randomness', {})
+    seed = randomness.get('seed')
+    if seed is not None:
+        set_random_seed(seed)
+    model = build_segmentor(cfg, training=True)
+    shared = seed is not None and not randomness.get('diff_rank_seed')
+    return model, torch.get_rng_state() if shared else None
 
 
 def check_initializers(model: Any) -> None:
@@ -80,13 +111,7 @@ def check_initializers(model: Any) -> None:
                 WEIGHT_INITIALIZERS.build(copy.deepcopy(cfg)).check(module, model)
 
 
-def describe(error: BaseException) -> str:
-    """An exception as one line; a bare assertion is shown by its kind alone."""
-    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return f'{type(error).__name__}: {message}' if message else type(error).__name__
-
-
-def check_device(cfg: Config, mode: str) -> None:
+def check_machine(cfg: Config, mode: str) -> None:
     """Is there the accelerator that mixed precision or the launcher asks for?"""
     device = get_device()
     wrapper = cfg.get('optim_wrapper', {}).get('type', '')
@@ -134,19 +159,18 @@ def check_sizes(cfg: Any, where: str = '') -> None:
             check_sizes(part, f'{where}.{i}')
 
 
-def single_datasets(dataset: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """The data sets inside ConcatDataset, RepeatDataset and the like, with their config paths."""
-    if 'datasets' in dataset:
-        for i, part in enumerate(dataset['datasets']):
-            yield from single_datasets(part, f'{where}.datasets.{i}')
-    elif 'dataset' in dataset:
-        yield from single_datasets(dataset['dataset'], f'{where}.dataset')
-    else:
-        yield where, dataset
+def check_data(
+    cfg: Config, loader: str, num_classes: int | None = None
+) -> list[tuple[Mapping[str, Any], Any]]:
+    """Are the data sets of a data loader there, does the first sample load, do classes suffice?
 
+    Returns:
+        The data sets, each after its config.
 
-def check_data(cfg: Config, loader: str, num_classes: int | None) -> None:
-    """Are the data sets of a data loader there, does the first sample load, do classes suffice?"""
+    Raises:
+        UserError: One of these is not so.
+    """
+    found = []
     if cfg[loader].get('persistent_workers') and not cfg[loader].get('num_workers'):
         raise UserError(
             f'{loader}: persistent_workers need num_workers above 0; without workers set '
@@ -182,21 +206,8 @@ def check_data(cfg: Config, loader: str, num_classes: int | None) -> None:
                 f'{where} has {len(classes)} classes, the model {num_classes}; set '
                 f'model.decode_head.num_classes={len(classes)}'
             )
-
-
-def swaps_channels(preprocessor: Any) -> bool:
-    """Whether a data preprocessor turns BGR, in which images are loaded, into RGB."""
-    names = ('_channel_conversion', 'channel_conversion')  # OneDL's mmseg, OpenMMLab's
-    return any(getattr(preprocessor, name, False) for name in names)
-
-
-def config_meta(cfg: Config) -> dict[str, Any]:
-    """Classes and palette of a config's data set, which need not be on this machine."""
-    if not cfg.get('test_dataloader'):
-        return {}
-    _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
-    known = DATASETS.get(dataset['type'])
-    return {**getattr(known, 'METAINFO', {}), **dataset.get('metainfo', {})}
+        found.append((dataset, built))
+    return found
 
 
 def _check_paths(dataset: Mapping[str, Any], where: str) -> None:

@@ -16,8 +16,8 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from ssnet_mm.engine.config import config_errors, config_meta
 from ssnet_mm.engine.hooks import to_plain
-from ssnet_mm.engine.preflight import config_errors, config_meta
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import atomic_write
 from ssnet_mm.version import __version__

@@ -14,7 +14,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssnet_mm.engine.preflight import swaps_channels
+from ssnet_mm.engine.config import swaps_channels
 from ssnet_mm.errors import UserError
 
 from .conversion import Conversion, Input, with_bn_eps

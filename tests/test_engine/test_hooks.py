@@ -10,12 +10,8 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
-from ssnet_mm.engine.hooks import (
-    PlainCheckpointHook,
-    checkpoint_to_load,
-    restore_history,
-    to_plain,
-)
+from ssnet_mm.engine.checkpoint import find_checkpoint, read_to_load
+from ssnet_mm.engine.hooks import PlainCheckpointHook, restore_history, to_plain
 from ssnet_mm.errors import UserError
 
 Point = collections.namedtuple('Point', 'x y')
@@ -104,7 +100,7 @@ def test_resumed_training_equals_uninterrupted_training(tiny_config, tmp_path, p
 
 
 def test_nothing_to_resume_starts_fresh(tmp_path):
-    assert checkpoint_to_load(None, True, str(tmp_path)) is None
+    assert find_checkpoint(None, True, str(tmp_path)) is None
 
 
 class Hostile:
@@ -151,7 +147,7 @@ def test_what_can_not_be_loaded_is_said(tmp_path):
         (str(tmp_path / 'none.pth'), False, 'none.pth not found'),
     ):
         with pytest.raises(UserError, match=message):
-            checkpoint_to_load(path, resume, str(tmp_path))
+            read_to_load(find_checkpoint(path, resume, str(tmp_path)), resume)
 
 
 def test_weights_must_fit_unless_told_otherwise(tiny_config, tmp_path):

@@ -7,6 +7,7 @@ from mmengine.device import get_device
 from mmengine.hooks import Hook
 
 from ssnet_mm.engine import launch, preflight
+from ssnet_mm.engine.config import single_datasets
 from ssnet_mm.errors import UserError
 
 ON_CPU = get_device() == 'cpu'
@@ -160,7 +161,7 @@ def test_what_would_fail_is_said_before(tiny_config, tiny_data, monkeypatch, cha
 
 def test_data_sets_inside_wrappers_are_found():
     inner = [dict(type='A'), dict(type='RepeatDataset', times=2, dataset=dict(type='B'))]
-    found = preflight.single_datasets(dict(type='ConcatDataset', datasets=inner), 'loader.dataset')
+    found = single_datasets(dict(type='ConcatDataset', datasets=inner), 'loader.dataset')
     assert [(where, dataset['type']) for where, dataset in found] == [
         ('loader.dataset.datasets.0', 'A'),
         ('loader.dataset.datasets.1.dataset', 'B'),
@@ -171,15 +172,15 @@ def test_data_sets_inside_wrappers_are_found():
 def test_cuda_where_there_is_none(tiny_config, monkeypatch):
     cfg = load(tiny_config())
     launch.use_amp(cfg)
-    preflight.check_device(cfg, 'test')
+    preflight.check_machine(cfg, 'test')
     with pytest.raises(UserError, match='mixed precision .* needs CUDA, and torch finds none'):
-        preflight.check_device(cfg, 'train')
+        preflight.check_machine(cfg, 'train')
     monkeypatch.setenv('RANK', '0')
     cfg = load(tiny_config(), launcher='pytorch')
-    preflight.check_device(cfg, 'train')  # gloo
+    preflight.check_machine(cfg, 'train')  # gloo
     cfg.env_cfg.dist_cfg.backend = 'nccl'
     with pytest.raises(UserError, match='backend nccl needs CUDA.*env_cfg.dist_cfg.backend=gloo'):
-        preflight.check_device(cfg, 'train')
+        preflight.check_machine(cfg, 'train')
 
 
 def test_more_processes_than_gpus(tiny_config, monkeypatch):
@@ -188,10 +189,10 @@ def test_more_processes_than_gpus(tiny_config, monkeypatch):
     monkeypatch.setenv('RANK', '2')
     cfg = load(tiny_config(), launcher='pytorch')
     monkeypatch.setenv('LOCAL_RANK', '1')
-    preflight.check_device(cfg, 'train')
+    preflight.check_machine(cfg, 'train')
     monkeypatch.setenv('LOCAL_RANK', '2')
     with pytest.raises(UserError, match='more processes than GPUs: torch finds 2'):
-        preflight.check_device(cfg, 'train')
+        preflight.check_machine(cfg, 'train')
 
 
 def test_a_mistake_that_only_running_shows_is_one_line(tiny_config, tmp_path):

@@ -4,11 +4,11 @@ Source: G. Hinton, O. Vinyals and J. Dean, "Distilling the Knowledge in a Neural
 https://arxiv.org/abs/1503.02531, pixel by pixel.
 """
 
-import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from mmengine.model import BaseDataPreprocessor
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
@@ -16,8 +16,7 @@ from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
 from ssnet_mm.engine.checkpoint import load_checkpoint
-from ssnet_mm.engine.launch import load_config
-from ssnet_mm.engine.preflight import config_errors, swaps_channels
+from ssnet_mm.engine.config import build_segmentor, load_config, swaps_channels
 from ssnet_mm.errors import UserError
 
 
@@ -109,10 +108,13 @@ class DistilledEncoderDecoder(EncoderDecoder):
                     'model.teacher_checkpoint=FILE'
                 )
             # the student's dropout should not depend on the teacher's initial weights
-            with config_errors('model.teacher'), torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]):
                 cfg = self.teacher_cfg
-                cfg = load_config(cfg).model if isinstance(cfg, str) else copy.deepcopy(cfg)
-                teacher = MODELS.build(cfg)
+                if isinstance(cfg, str):
+                    cfg = load_config(cfg)
+                else:  # in the scope of the student
+                    cfg = Config(dict(model=cfg, default_scope=None))
+                teacher = build_segmentor(cfg, 'model.teacher')
             self._check_match(teacher)
             try:
                 load_checkpoint(teacher, self.teacher_checkpoint)

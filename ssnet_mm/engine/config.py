@@ -1,0 +1,113 @@
+"""Config files read, looked into, and turned into models."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, MODELS
+
+from ssnet_mm.errors import UserError
+
+
+def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file and merge ``--cfg-options`` into it.
+
+    Raises:
+        UserError: The file is missing or fails, or an option contradicts its structure.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f'config {path} not found; check the path')
+    with config_errors(f'config {path}'):
+        cfg = Config.fromfile(path)
+    with config_errors(f'--cfg-options on {path}'):
+        cfg.merge_from_dict(dict(options or {}))
+    if 'model' not in cfg:
+        raise UserError(f'config {path} has no model; is it one of the parts in _base_?')
+    return cfg
+
+
+@contextmanager
+def config_errors(where: str) -> Iterator[None]:
+    """Turn whatever building from a config raises into a UserError: the config is the user's."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f'{where}: {describe(error)}') from error
+
+
+def describe(error: BaseException) -> str:
+    """An exception as one line; a bare assertion is shown by its kind alone."""
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return f'{type(error).__name__}: {message}' if message else type(error).__name__
+
+
+def build_segmentor(cfg: Config, where: str | None = None, *, training: bool = False) -> Any:
+    """Build a config's model on the CPU, with its weights as its layers draw them.
+
+    Args:
+        cfg: Its ``default_scope`` becomes that of the process, unless it is None; nothing in it is
+            changed.
+        where: What to call the model in an error; by default that of the config's file.
+        training: Keep what only training needs: synchronised batch norm, which runs on GPUs only,
+            and the settings by which ``init_weights`` loads pretrained weights.
+
+    Raises:
+        UserError: It does not build.
+    """
+    scope = cfg.get('default_scope', 'mmseg')
+    if scope is not None:
+        init_default_scope(scope)
+    with config_errors(where or f'the model of {cfg.filename}'):
+        model_cfg = copy.deepcopy(cfg.model)
+        if training:
+            return MODELS.build(model_cfg)
+        return revert_sync_batchnorm(MODELS.build(without_pretrained(model_cfg)))
+
+
+def without_pretrained(part: Any) -> Any:
+    """A copy of a model config that names no pretrained weights."""
+    if isinstance(part, dict):
+        kept = {
+            key: without_pretrained(value)
+            for key, value in part.items()
+            if key != 'pretrained' and not (key == 'init_cfg' and 'Pretrained' in str(value))
+        }
+        return type(part)(kept)
+    if isinstance(part, (list, tuple)):
+        return type(part)(without_pretrained(item) for item in part)
+    return part
+
+
+def single_datasets(dataset: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """The data sets inside ConcatDataset, RepeatDataset and the like, with their config paths."""
+    if 'datasets' in dataset:
+        for i, part in enumerate(dataset['datasets']):
+            yield from single_datasets(part, f'{where}.datasets.{i}')
+    elif 'dataset' in dataset:
+        yield from single_datasets(dataset['dataset'], f'{where}.dataset')
+    else:
+        yield where, dataset
+
+
+def config_meta(cfg: Config) -> dict[str, Any]:
+    """Classes and palette of a config's data set, which need not be on this machine."""
+    if not cfg.get('test_dataloader'):
+        return {}
+    _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
+    known = DATASETS.get(dataset['type'])
+    return {**getattr(known, 'METAINFO', {}), **dataset.get('metainfo', {})}
+
+
+def swaps_channels(preprocessor: Any) -> bool:
+    """Whether a data preprocessor turns BGR, in which images are loaded, into RGB."""
+    names = ('_channel_conversion', 'channel_conversion')  # OneDL's mmseg, OpenMMLab's
+    return any(getattr(preprocessor, name, False) for name in names)
