@@ -6,9 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssnet_mm.deploy.export import PRECISIONS, SUFFIXES, export, verify
+from ssnet_mm.deploy.check import verify
+from ssnet_mm.deploy.export import PRECISIONS, export
 from ssnet_mm.deploy.model import load_model
 from ssnet_mm.deploy.predict import find_images
+from ssnet_mm.deploy.runtimes import FORMATS
 from ssnet_mm.engine import launch
 from ssnet_mm.errors import UserError, exit_on_user_error
 
@@ -18,7 +20,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     launch.add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file; every weight must fit the model')
-    parser.add_argument('--format', required=True, choices=list(SUFFIXES))
+    parser.add_argument('--format', required=True, choices=list(FORMATS))
     parser.add_argument(
         '--out', metavar='FILE', help="(default: the config's name with .onnx, .xml or .pt2)"
     )
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Export; exit code 2 and one line where the input is at fault."""
     args = parse_args(argv)
     cfg = launch.load_config(args.config, args.cfg_options)
-    out = args.out or Path(args.config).stem + SUFFIXES[args.format]
+    out = args.out or Path(args.config).stem + FORMATS[args.format].suffix
     calibration = find_images(args.calibrate) if args.calibrate else None
     if min(args.size) < 1:
         raise UserError(f'--size must be positive, got {args.size}')

@@ -11,7 +11,8 @@ import argparse
 from collections.abc import Sequence
 
 from ssnet_mm.deploy import predict
-from ssnet_mm.deploy.segmenter import LOADERS, Segmenter
+from ssnet_mm.deploy.runtimes import format_of
+from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.errors import exit_on_user_error
 from ssnet_mm.malloc import keep_freed_memory
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     video = predict.is_video(args.source)
     images = [] if video else predict.find_images(args.source)
     model = args.model
-    if args.checkpoint is not None and not model.lower().endswith(tuple(LOADERS)):
+    if args.checkpoint is not None and format_of(model) is None:
         from ssnet_mm.engine.launch import load_config, parse_options  # needs the toolbox
 
         model = load_config(model, parse_options(args.cfg_options))

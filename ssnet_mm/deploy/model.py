@@ -24,9 +24,9 @@ def check_device(device: str | None) -> str:
     try:
         parsed = torch.device(device)
     except RuntimeError as error:
-        raise UserError(f'--device {device} is none; take cpu or cuda:0') from error
+        raise UserError(f'torch knows no device {device}; take cpu or cuda:0') from error
     if parsed.type == 'cuda' and (parsed.index or 0) >= count:
-        raise UserError(f'--device {device}: torch finds {count} CUDA devices here; take cpu')
+        raise UserError(f'device {device}: torch finds {count} CUDA devices here; take cpu')
     return device
 
 

@@ -97,7 +97,7 @@ def predict_images(
     out_dir = Path(out_dir)
     folders = {(out_dir / kind).resolve() for kind in ('overlay', 'index')}
     if any(image.parent.resolve() in folders for image in images):
-        raise UserError(f'--out-dir {out_dir} would overwrite the images; choose another')
+        raise UserError(f'{out_dir} would overwrite the images; choose another folder')
     failures = []
     for image_path, name in zip(progress(images), output_names(images), strict=True):
         try:
@@ -132,9 +132,7 @@ def _write(path: Path, image: Image.Image) -> None:
     try:
         atomic_write(path, data.getvalue())
     except OSError as error:
-        raise UserError(
-            f"can't write {path}: {error.strerror}; choose another --out-dir"
-        ) from error
+        raise UserError(f"can't write {path}: {error.strerror}; choose another folder") from error
 
 
 def predict(
@@ -159,9 +157,9 @@ def predict(
 def check_output(out_dir: str | Path, opacity: float) -> None:
     """UserError where results can't be written as asked for; nothing is made."""
     if not 0 <= opacity <= 1:
-        raise UserError(f'--opacity must be from 0 to 1, got {opacity}')
+        raise UserError(f'opacity must be from 0 to 1, got {opacity}')
     if os.path.exists(out_dir) and not os.path.isdir(out_dir):
-        raise UserError(f'--out-dir {out_dir} is a file; choose another')
+        raise UserError(f'{out_dir} is a file; choose another folder')
 
 
 def predict_video(
@@ -194,12 +192,12 @@ def predict_video(
     source = os.fspath(source)
     camera = source.isdecimal()
     if limit is not None and limit < 1:
-        raise UserError(f'--limit must be at least 1, got {limit}')
+        raise UserError(f'limit must be at least 1, got {limit}')
     if not camera and not os.path.isfile(source):
         raise UserError(f'no video {source}; check the path')
     target = Path(out_dir) / (f'camera{source}.mp4' if camera else f'{Path(source).stem}.mp4')
     if not camera and target.resolve() == Path(source).resolve():
-        raise UserError(f'--out-dir {out_dir} would overwrite the video; choose another')
+        raise UserError(f'{out_dir} would overwrite the video; choose another folder')
     capture = cv2.VideoCapture(int(source) if camera else source)
     temporary, writer, count = temporary_name(target), None, 0
     try:
@@ -212,7 +210,7 @@ def predict_video(
                 code = cv2.VideoWriter.fourcc(*_CODEC)
                 writer = cv2.VideoWriter(os.fspath(temporary), code, rate, overlay.size)
                 if not writer.isOpened():
-                    raise UserError(f"can't write {target}; choose another --out-dir")
+                    raise UserError(f"can't write {target}; choose another folder")
             writer.write(painted)
             count += 1
             if show and _closed(cv2, painted):
@@ -247,4 +245,6 @@ def _closed(cv2: Any, painted: Any) -> bool:
         cv2.imshow('ssnet_mm', painted)
         return cv2.waitKey(1) & 0xFF == ord('q')
     except cv2.error as error:
-        raise UserError('--show needs a display, and an OpenCV built with windows') from error
+        raise UserError(
+            'showing frames needs a display, and an OpenCV built with windows'
+        ) from error

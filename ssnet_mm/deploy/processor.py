@@ -1,7 +1,8 @@
-"""What an exported model says of itself: how images go in, and what comes out.
+"""From an image to a network's input, and from its output to a label map.
 
-It travels inside the file, so that whoever runs it needs neither config nor toolbox: numpy is
-enough. The arithmetic is that of mmseg's test pipeline and of its ``predict``.
+A processor travels inside an exported file, so that whoever runs it needs neither config nor
+toolbox: numpy and Pillow are enough. The arithmetic is that of mmseg's test pipeline and of its
+``predict``.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ssnet_mm.errors import UserError
 
-KEY = 'ssnet_mm'  # under which a file holds its recipe
+KEY = 'ssnet_mm'  # under which a file holds its processor
 _ROWS = 128  # of full-size logits held at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Processor:
     """From an RGB image to a network's input, and from its output to a label map.
 
     Args:
@@ -59,8 +62,8 @@ class Recipe:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str | None, source: object) -> Recipe:
-        """Read a recipe; UserError where a file has none, or one of another version."""
+    def from_json(cls, text: str | None, source: object) -> Processor:
+        """Read a processor; UserError where a file has none, or one of another version."""
         if not text:
             raise UserError(f'{source} does not say how to use it; make it with tools/export.py')
         try:
@@ -103,6 +106,11 @@ class Recipe:
             planes /= np.array(self.std, np.float32)[:, None, None]
         return planes
 
+    def batches(self, images: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[Any]]:
+        """Images (H, W, 3) of the network's input size as what the file takes, one by one."""
+        for image in images:
+            yield image[None] if self.end_to_end else self.normalised(image[None])
+
     def labels(
         self, logits: NDArray[np.float32], size: tuple[int, int], original: tuple[int, int]
     ) -> NDArray[np.uint8]:
@@ -134,13 +142,14 @@ class Recipe:
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize (H, W, C) bilinearly and without smoothing, as OpenCV does, to a grey level."""
-    pixels = image.astype(np.float32)
-    for axis in range(2):
-        low, high, weight = _neighbours(image.shape[axis], size[axis], False)
-        weight = weight.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-        pixels = pixels.take(low, axis) * (1 - weight) + pixels.take(high, axis) * weight
-    return (pixels + 0.5).astype(np.uint8)
+    """Resize (H, W, 3) bilinearly and without smoothing, as OpenCV does, to a grey level."""
+    height, width = size
+    # an affine map, since Pillow's own resize smooths where it makes smaller
+    scale = (image.shape[1] / width, 0, 0, 0, image.shape[0] / height, 0)
+    resized = Image.fromarray(image).transform(
+        (width, height), Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR
+    )
+    return np.array(resized)
 
 
 def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -151,32 +160,18 @@ def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[n
     return labels
 
 
-def _neighbours(
-    given: int, wanted: int, align_corners: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """The two samples between which each wanted one lies, and the weight of the second."""
+@functools.lru_cache(maxsize=64)
+def _two_steps(given: int, between: int, wanted: int, align_corners: bool) -> NDArray[np.float32]:
+    """Bilinear resizing of one direction, from ``given`` over ``between`` to ``wanted`` samples."""
+    first = _bilinear(given, between, align_corners)
+    return first if wanted == between else _bilinear(between, wanted, align_corners) @ first
+
+
+def _bilinear(given: int, wanted: int, align_corners: bool) -> NDArray[np.float32]:
+    """Bilinear resizing of one direction as a matrix, (wanted, given)."""
     place = np.arange(wanted, dtype=np.float64)
     if align_corners:
         place *= (given - 1) / max(wanted - 1, 1)
     else:
-        place = (place + 0.5) * given / wanted - 0.5
-    place = place.clip(0, given - 1)
-    low = place.astype(np.int64)
-    return low, np.minimum(low + 1, given - 1), (place - low).astype(np.float32)
-
-
-@functools.lru_cache(maxsize=64)
-def _two_steps(given: int, between: int, wanted: int, align_corners: bool) -> NDArray[np.float32]:
-    """Bilinear resizing of one direction, from ``given`` over ``between`` to ``wanted`` samples."""
-    first = _weights(given, between, align_corners)
-    return first if wanted == between else _weights(between, wanted, align_corners) @ first
-
-
-def _weights(given: int, wanted: int, align_corners: bool) -> NDArray[np.float32]:
-    """Bilinear resizing of one direction as a matrix, (wanted, given)."""
-    low, high, weight = _neighbours(given, wanted, align_corners)
-    matrix = np.zeros((wanted, given), np.float32)
-    rows = np.arange(wanted)
-    matrix[rows, low] = 1 - weight
-    matrix[rows, high] += weight
-    return matrix
+        place = ((place + 0.5) * given / wanted - 0.5).clip(0, given - 1)
+    return np.maximum(1 - np.abs(place[:, None] - np.arange(given)), 0).astype(np.float32)

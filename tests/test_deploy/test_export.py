@@ -13,10 +13,14 @@ from torch import nn
 
 from ssnet_mm import build_model
 from ssnet_mm.deploy import export as module
-from ssnet_mm.deploy.export import SUFFIXES, Report, compare, export, make_recipe, verify
+from ssnet_mm.deploy import runtimes
+from ssnet_mm.deploy.check import Report, compare, verify
+from ssnet_mm.deploy.export import export
 from ssnet_mm.deploy.model import load_model
-from ssnet_mm.deploy.processor import Recipe
-from ssnet_mm.deploy.segmenter import LOADERS
+from ssnet_mm.deploy.network import make_processor
+from ssnet_mm.deploy.processor import Processor
+from ssnet_mm.deploy.runtimes import FORMATS
+from ssnet_mm.deploy.runtimes import onnx as onnx_runtime
 from ssnet_mm.engine.launch import load_config
 from ssnet_mm.errors import UserError
 
@@ -55,15 +59,15 @@ def images(batch, height, width):
 
 
 def runner(path):
-    return LOADERS[path.suffix](path, 'cpu', 1)
+    return runtimes.load(path, 'cpu', 1)
 
 
-@pytest.fixture(scope='module', params=SUFFIXES)
+@pytest.fixture(scope='module', params=FORMATS)
 def exported(request, model, tmp_path_factory):
     """A file of logits and an end-to-end file, of one format."""
     need(request.param)
     folder = tmp_path_factory.mktemp('exported')
-    files = [folder / f'{name}{SUFFIXES[request.param]}' for name in ('logits', 'labels')]
+    files = [folder / f'{name}{FORMATS[request.param].suffix}' for name in ('logits', 'labels')]
     before = copy.deepcopy(model.state_dict())
     for file, end_to_end in zip(files, (False, True)):
         report = export(model, file, request.param, end_to_end=end_to_end, size=(64, 96))
@@ -76,7 +80,7 @@ def exported(request, model, tmp_path_factory):
 def test_logits_are_those_of_the_model_at_any_size_and_batch(model, exported):
     run = runner(exported[0]).run
     for batch, height, width in SIZES:
-        planes = make_recipe(model).normalised(images(batch, height, width))
+        planes = make_processor(model).normalised(images(batch, height, width))
         with torch.no_grad():
             expected = model(torch.from_numpy(planes), mode='tensor').numpy()
         np.testing.assert_allclose(run(planes), expected, atol=1e-4 * np.abs(expected).max())
@@ -99,18 +103,18 @@ def test_labels_are_those_that_mmseg_predicts(model, exported):
 
 def test_the_file_says_how_to_use_it(model, exported):
     for file, end_to_end in zip(exported, (False, True)):
-        recipe = runner(file).recipe
-        assert recipe == make_recipe(model, end_to_end)
-        assert recipe.classes == META['classes'] and recipe.palette[2] == (2, 4, 9)
-        assert recipe.mean == pytest.approx((123.675, 116.28, 103.53))
-        assert (recipe.channel_order, recipe.end_to_end) == ('rgb', end_to_end)
+        processor = runner(file).processor
+        assert processor == make_processor(model, end_to_end)
+        assert processor.classes == META['classes'] and processor.palette[2] == (2, 4, 9)
+        assert processor.mean == pytest.approx((123.675, 116.28, 103.53))
+        assert (processor.channel_order, processor.end_to_end) == ('rgb', end_to_end)
 
 
 @pytest.mark.parametrize('format', ['onnx', 'openvino'])
 @pytest.mark.parametrize('precision', ['fp16', 'int8'])
 def test_lower_precision_is_close_and_smaller(model, tmp_path, format, precision):
     need(format, precision)
-    file = tmp_path / f'low{SUFFIXES[format]}'
+    file = tmp_path / f'low{FORMATS[format].suffix}'
     calibration = [images(1, 90, 120)[0], images(1, 45, 60)[0]] if precision == 'int8' else None
     report = export(
         model, file, format, precision=precision, end_to_end=precision == 'int8', size=(64, 96),
@@ -124,7 +128,7 @@ def test_lower_precision_is_close_and_smaller(model, tmp_path, format, precision
         text = file.read_bytes()  # only the network is quantised: the resizing would lose most
         marker = b'QuantizeLinear' if format == 'onnx' else b'FakeQuantize'
         assert marker in text or b'"i8"' in text
-    assert runner(file).recipe.precision == precision
+    assert runner(file).processor.precision == precision
 
 
 def test_a_failed_check_writes_no_file_and_keeps_the_old_one(model, tmp_path, monkeypatch):
@@ -138,33 +142,33 @@ def test_a_failed_check_writes_no_file_and_keeps_the_old_one(model, tmp_path, mo
         network.model = network.model[0]
         return graph(network, size)
 
-    graph = module._onnx_graph
-    monkeypatch.setattr(module, '_onnx_graph', wrong)
+    graph = onnx_runtime.graph
+    monkeypatch.setattr(onnx_runtime, 'graph', wrong)
     with pytest.raises(UserError, match='was not written: it differs from the model: max differe'):
         export(model, file, 'onnx', size=(64, 96))
     assert [p.name for p in tmp_path.iterdir()] == ['a.onnx'] and file.read_text() == 'old'
 
 
 def test_the_report_measures_what_differs(model):
-    recipe = make_recipe(model)
+    processor = make_processor(model)
     pixels = images(2, 33, 47)
-    planes = torch.from_numpy(recipe.normalised(pixels))
+    planes = torch.from_numpy(processor.normalised(pixels))
     with torch.no_grad():
         logits = model(planes, mode='tensor')
     moved = logits.clone()
     moved[0, 0, 0, 0] -= 2
-    report = compare(model, lambda _: moved.numpy(), recipe, [pixels])
+    report = compare(model, lambda _: moved.numpy(), processor, [pixels])
     assert report.difference == pytest.approx(2) and report.scale == logits.abs().max()
     assert report.deviation == pytest.approx(2 / logits.numel() ** 0.5)
     cropped = logits[..., :-1].numpy()
     with pytest.raises(UserError, match=r'\(2, 5, 5, 5\) logits for an image of 33x47, expected'):
-        compare(model, lambda _: cropped, recipe, [pixels])
+        compare(model, lambda _: cropped, processor, [pixels])
 
     large = nn.functional.interpolate(logits, (33, 47), mode='bilinear')
     best, second = large.topk(2, dim=1).values[0, :, 0, 0].tolist()
     labels = large.argmax(1)
     labels[0, 0, 0] = large[0, :, 0, 0].topk(2).indices[1]
-    report = compare(model, lambda _: labels.numpy(), make_recipe(model, True), [pixels])
+    report = compare(model, lambda _: labels.numpy(), make_processor(model, True), [pixels])
     assert report.difference == pytest.approx(best - second, rel=1e-4)
     assert report.agreement == pytest.approx(1 - 1 / labels.numel())
 
@@ -196,13 +200,13 @@ def test_what_can_not_be_asked_for(model, tmp_path, monkeypatch, changes, messag
     assert not list(tmp_path.iterdir())
 
 
-def test_recipes_of_configs(tiny_config):
+def test_processors_of_configs(tiny_config):
     resize = 'test_pipeline[1:1] = [dict(type="Resize", scale=(30, 20), keep_ratio=True)]'
     model = init_model(tiny_config(resize), device='cpu')
-    recipe = make_recipe(model)
-    assert recipe.resize == {'scale': [30, 20], 'keep_ratio': True}
-    assert recipe.mean == (127.5,) * 3 and recipe.channel_order == 'rgb'
-    assert Recipe.from_json(recipe.to_json(), 'it') == recipe
+    processor = make_processor(model)
+    assert processor.resize == {'scale': [30, 20], 'keep_ratio': True}
+    assert processor.mean == (127.5,) * 3 and processor.channel_order == 'rgb'
+    assert Processor.from_json(processor.to_json(), 'it') == processor
     for changes, message in (
         ('test_pipeline[1:1] = [dict(type="RandomFlip", prob=0.5)]', 'has LoadImageFromFile, Rand'),
         (resize.replace('True', 'True, backend="pillow"'), 'Resize with backend can not'),
@@ -210,7 +214,7 @@ def test_recipes_of_configs(tiny_config):
         ('model["data_preprocessor"]["test_cfg"] = dict(size_divisor=32)', 'pads test images'),
     ):
         with pytest.raises(UserError, match=message):
-            make_recipe(init_model(tiny_config(changes), device='cpu'))
+            make_processor(init_model(tiny_config(changes), device='cpu'))
 
 
 def test_mmsegs_own_networks(tmp_path):
@@ -231,8 +235,8 @@ def test_mmsegs_own_networks(tmp_path):
         file = tmp_path / f'{end_to_end}.onnx'
         report = export(model, file, 'onnx', end_to_end=end_to_end, size=(64, 96))
         assert report.agreement > 0.999
-    recipe = runner(file).recipe
-    assert (recipe.channel_order, recipe.mean, recipe.threshold) == ('bgr', (), 0.4)
+    processor = runner(file).processor
+    assert (processor.channel_order, processor.mean, processor.threshold) == ('bgr', (), 0.4)
 
 
 def test_in_caffes_geometry_labels_are_cut_out(tmp_path):

@@ -13,8 +13,12 @@ from mmseg.utils import get_palette
 from PIL import Image
 
 from ssnet_mm.deploy import model as model_module
-from ssnet_mm.deploy import predict, segmenter
-from ssnet_mm.deploy.processor import Recipe
+from ssnet_mm.deploy import predict
+from ssnet_mm.deploy.images import full_palette
+from ssnet_mm.deploy.processor import Processor
+from ssnet_mm.deploy.runtimes.eager import TorchSession
+from ssnet_mm.deploy.runtimes.session import Session
+from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.engine import launch
 from ssnet_mm.errors import UserError
 
@@ -24,9 +28,9 @@ PALETTE = ((0, 0, 0), (200, 100, 0), (0, 0, 9))
 @pytest.fixture
 def red():
     """Segments by the red channel: class 1 where it is bright, else class 0."""
-    recipe = Recipe(num_classes=3, end_to_end=True, palette=PALETTE)
-    backend = segmenter.ExportedBackend(lambda x: (x[..., 0] > 100).astype(np.uint8), recipe)
-    return segmenter.Segmenter(backend)
+    processor = Processor(num_classes=3, end_to_end=True, palette=PALETTE)
+    session = Session(lambda x: (x[..., 0] > 100).astype(np.uint8), processor)
+    return Segmenter(session)
 
 
 @pytest.fixture
@@ -85,14 +89,14 @@ def test_torch_reads_as_mmcv_does_and_refuses_what_opencv_fills_in(pictures, mon
     import mmcv
 
     Image.effect_noise((64, 64), 99).save(pictures / 'cut.jpg')
-    backend = segmenter.TorchBackend.__new__(segmenter.TorchBackend)
+    session = TorchSession.__new__(TorchSession)
     expected = mmcv.imread(str(pictures / 'cut.jpg'), channel_order='rgb')
-    np.testing.assert_array_equal(backend.read(pictures / 'cut.jpg'), expected)
+    np.testing.assert_array_equal(session.read(pictures / 'cut.jpg'), expected)
     os.truncate(pictures / 'cut.jpg', os.path.getsize(pictures / 'cut.jpg') // 2)
     # as OpenCV 4 does, which fills in grey where a file is cut short
     monkeypatch.setattr(mmcv, 'imread', lambda *_, **__: np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(OSError, match='truncated'):
-        backend.read(pictures / 'cut.jpg')
+        session.read(pictures / 'cut.jpg')
 
 
 def test_inputs_are_not_overwritten(red, pictures, tmp_path):
@@ -118,21 +122,21 @@ def test_images_are_sought_by_suffix_in_one_folder(pictures):
 def test_devices_that_are_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
     assert model_module.check_device(None) == 'cpu' and model_module.check_device('cpu') == 'cpu'
-    with pytest.raises(UserError, match='--device cuda: torch finds 0 CUDA devices here'):
+    with pytest.raises(UserError, match='device cuda: torch finds 0 CUDA devices here'):
         model_module.check_device('cuda')
-    with pytest.raises(UserError, match='--device gpu is none; take cpu or cuda:0'):
+    with pytest.raises(UserError, match='torch knows no device gpu; take cpu or cuda:0'):
         model_module.check_device('gpu')
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     assert model_module.check_device(None) == 'cuda:0'
-    with pytest.raises(UserError, match='--device cuda:1: torch finds 1 CUDA'):
+    with pytest.raises(UserError, match='device cuda:1: torch finds 1 CUDA'):
         model_module.check_device('cuda:1')
 
 
 def test_palette_falls_back_to_vocs():
     voc = get_palette('voc')
-    assert segmenter.full_palette((), 21)[:21].tolist() == voc
-    assert segmenter.full_palette([[9, 9, 9]], 2)[:2].tolist() == voc[:2]
-    assert segmenter.full_palette([[9, 9, 9]], 1)[:2].tolist() == [[9, 9, 9], voc[1]]
+    assert full_palette((), 21)[:21].tolist() == voc
+    assert full_palette([[9, 9, 9]], 2)[:2].tolist() == voc[:2]
+    assert full_palette([[9, 9, 9]], 1)[:2].tolist() == [[9, 9, 9], voc[1]]
 
 
 def test_colours_come_from_the_checkpoint_or_else_from_the_config(tiny_config, tmp_path):
@@ -210,7 +214,7 @@ def test_what_is_no_video_is_told_and_leaves_no_file(red, video, tmp_path, monke
     for source, options, message in (
         ('text.mp4', {}, 'no frame comes from .*text.mp4'),
         ('none.mp4', {}, 'no video .*none.mp4'),
-        ('walk.mp4', {'limit': 0}, '--limit must be at least 1'),
+        ('walk.mp4', {'limit': 0}, 'limit must be at least 1'),
         ('walk.mp4', {'out_dir': tmp_path}, 'would overwrite the video'),
     ):
         with pytest.raises(UserError, match=message):

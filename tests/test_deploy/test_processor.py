@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.transforms import Resize
 
-from ssnet_mm.deploy.processor import Recipe, resize_image, resize_labels
+from ssnet_mm.deploy.processor import Processor, resize_image, resize_labels
 from ssnet_mm.errors import UserError
 
 
@@ -25,21 +25,21 @@ def noise(*shape):
 )
 @pytest.mark.parametrize('shape', [(37, 45), (90, 41), (360, 480)])
 def test_images_are_resized_as_by_mmcv(resize, shape):
-    recipe = Recipe(2, resize=resize)
+    processor = Processor(2, resize=resize)
     image = noise(*shape, 3)
     result = Resize(**{k: tuple(v) if k != 'keep_ratio' else v for k, v in resize.items()})(
         {'img': image}
     )
-    found = recipe.resized(image)
-    assert found.shape == result['img'].shape and recipe.input_size(*shape) == found.shape[:2]
+    found = processor.resized(image)
+    assert found.shape == result['img'].shape and processor.input_size(*shape) == found.shape[:2]
     # OpenCV computes in fixed point
     assert np.abs(found.astype(int) - result['img']).max() <= 1
 
 
 def test_an_image_of_the_right_size_is_left_alone():
     image = noise(9, 12, 3)
-    assert Recipe(2).resized(image) is image
-    assert Recipe(2, resize=dict(scale=[12, 9], keep_ratio=True)).resized(image) is image
+    assert Processor(2).resized(image) is image
+    assert Processor(2, resize=dict(scale=[12, 9], keep_ratio=True)).resized(image) is image
 
 
 def test_resizing_to_the_same_size_changes_nothing():
@@ -49,12 +49,12 @@ def test_resizing_to_the_same_size_changes_nothing():
 
 def test_channels_are_ordered_and_normalised():
     images = noise(2, 4, 5, 3)
-    recipe = Recipe(2, mean=(1, 2, 3), std=(2, 4, 8), channel_order='bgr')
-    found = recipe.normalised(images)
+    processor = Processor(2, mean=(1, 2, 3), std=(2, 4, 8), channel_order='bgr')
+    found = processor.normalised(images)
     assert found.shape == (2, 3, 4, 5) and found.dtype == np.float32
     np.testing.assert_allclose(found[1, 0], (images[1, ..., 2] - 1.0) / 2)
     np.testing.assert_allclose(found[1, 2], (images[1, ..., 0] - 3.0) / 8)
-    np.testing.assert_array_equal(Recipe(2).normalised(images)[0, 1], images[0, ..., 1])
+    np.testing.assert_array_equal(Processor(2).normalised(images)[0, 1], images[0, ..., 1])
 
 
 @pytest.mark.parametrize('align_corners', [False, True])
@@ -64,14 +64,14 @@ def test_labels_are_those_of_logits_resized_twice(align_corners, original):
     expected = torch.from_numpy(logits)[None]
     for size in ((50, 70), original):
         expected = F.interpolate(expected, size=size, mode='bilinear', align_corners=align_corners)
-    found = Recipe(5, align_corners=align_corners).labels(logits, (50, 70), original)
+    found = Processor(5, align_corners=align_corners).labels(logits, (50, 70), original)
     assert found.dtype == np.uint8 and found.shape == original
     assert (found == expected[0].argmax(0).numpy()).mean() > 0.9995  # but for ties
 
 
 def test_one_logit_is_held_against_the_threshold():
     logits = np.array([[[-3.0, 0.0], [0.5, 3.0]]], np.float32)
-    found = Recipe(2, threshold=0.6).labels(logits, (2, 2), (2, 2))
+    found = Processor(2, threshold=0.6).labels(logits, (2, 2), (2, 2))
     assert found.tolist() == [[0, 0], [1, 1]]  # sigmoid(0.5) is 0.62
 
 
@@ -83,16 +83,16 @@ def test_labels_go_to_the_nearest():
     assert resize_labels(large, (9, 12)).shape == nearest.shape
 
 
-def test_recipes_travel_as_text():
-    recipe = Recipe(
+def test_processors_travel_as_text():
+    processor = Processor(
         3, (1.5, 2, 3), (4, 5, 6), 'bgr', dict(scale=[4, 5], keep_ratio=True), True, True, 0.5,
         True, 'int8', ('a', 'ü"\''), ((1, 2, 3), (4, 5, 6)),
     )  # fmt: skip
-    assert Recipe.from_json(recipe.to_json(), 'it') == recipe
+    assert Processor.from_json(processor.to_json(), 'it') == processor
     for text, message in (
         (None, 'a.onnx does not say how to use it'),
         ('{"future": 1}', 'a.onnx was exported by another version'),
         ('{', 'a.onnx was exported by another version'),
     ):
         with pytest.raises(UserError, match=message):
-            Recipe.from_json(text, 'a.onnx')
+            Processor.from_json(text, 'a.onnx')

@@ -10,11 +10,13 @@ from helpers.export_formats import need
 from mmseg.apis import inference_model, init_model
 from PIL import Image
 
-from ssnet_mm.deploy import segmenter
-from ssnet_mm.deploy.export import SUFFIXES, export
+from ssnet_mm.deploy.export import export
 from ssnet_mm.deploy.model import load_model
-from ssnet_mm.deploy.processor import Recipe
-from ssnet_mm.deploy.segmenter import ExportedBackend, Segmenter, TorchBackend
+from ssnet_mm.deploy.processor import Processor
+from ssnet_mm.deploy.runtimes import FORMATS
+from ssnet_mm.deploy.runtimes.eager import TorchSession
+from ssnet_mm.deploy.runtimes.session import Session
+from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.engine.launch import load_config
 from ssnet_mm.errors import UserError
 
@@ -63,15 +65,15 @@ def test_torch_gives_what_mmseg_gives(config, checkpoint, model, photo):
     assert segment.palette == ((0, 0, 0), (200, 0, 0), (0, 200, 0))
     # fused: but for ties
     fused = Segmenter(config, checkpoint, device='cpu')
-    assert 'Fold' in str(fused.backend.model) and 'Fold' not in str(segment.backend.model)
+    assert 'Fold' in str(fused.session.model) and 'Fold' not in str(segment.session.model)
     assert (fused(photo) == labels).mean() > 0.99
 
 
-@pytest.mark.parametrize('format', SUFFIXES)
+@pytest.mark.parametrize('format', FORMATS)
 @pytest.mark.parametrize('end_to_end', [False, True])
 def test_exported_models_give_nearly_the_same(model, photo, tmp_path, format, end_to_end):
     need(format)
-    file = tmp_path / f'tiny{SUFFIXES[format]}'
+    file = tmp_path / f'tiny{FORMATS[format].suffix}'
     export(model, file, format, end_to_end=end_to_end, size=(50, 61))
     segment = Segmenter(file, threads=1, batch_size=2)
     labels = segment(photo)
@@ -114,7 +116,7 @@ def bright():
         return (images[..., 1] > 100).astype(np.uint8)
 
     made = Segmenter(
-        ExportedBackend(run, Recipe(2, end_to_end=True, palette=((9, 9, 9), (200, 0, 0)))),
+        Session(run, Processor(2, end_to_end=True, palette=((9, 9, 9), (200, 0, 0)))),
         batch_size=2,
     )
     made.batches = batches
@@ -180,9 +182,9 @@ def test_what_is_no_image_is_refused(bright, image, message):
 
 
 def test_a_result_of_another_size_is_refused():
-    backend = ExportedBackend(lambda _: np.zeros((1, 2, 2), np.uint8), Recipe(2, end_to_end=True))
+    session = Session(lambda _: np.zeros((1, 2, 2), np.uint8), Processor(2, end_to_end=True))
     with pytest.raises(UserError, match=r'result of shape \(1, 2, 2\) for 1 images'):
-        Segmenter(backend)(np.zeros((4, 6, 3), np.uint8))
+        Segmenter(session)(np.zeros((4, 6, 3), np.uint8))
 
 
 def test_models_that_can_not_be_loaded(config, checkpoint, tmp_path, monkeypatch):
@@ -196,7 +198,7 @@ def test_models_that_can_not_be_loaded(config, checkpoint, tmp_path, monkeypatch
         (('none.py', checkpoint), {}, 'config none.py not found'),
         ((config, checkpoint), {'threads': 0}, 'threads must be at least 1, got 0'),
         ((config, checkpoint), {'batch_size': -1}, 'batch_size must be at least 1, got -1'),
-        ((config, checkpoint), {'device': 'gpu'}, '--device gpu is none'),
+        ((config, checkpoint), {'device': 'gpu'}, 'torch knows no device gpu; take cpu or cuda:0'),
         ((tmp_path / 'a.pt2',), {}, 'a.pt2 is not a model that torch can load'),
     ):
         with pytest.raises(UserError, match=message):
@@ -271,7 +273,6 @@ def test_the_tool_runs_exported_models_on_a_list(tool, model, photo, tmp_path, m
     assert sorted(p.name for p in (tmp_path / 'out' / 'index').iterdir()) == ['1.png', '2.png']
 
 
-def test_the_torch_backend_takes_a_loaded_model(model, photo):
-    labels = Segmenter(TorchBackend(model))(photo)
+def test_the_torch_session_takes_a_loaded_model(model, photo):
+    labels = Segmenter(TorchSession(model))(photo)
     np.testing.assert_array_equal(labels, expected(model, str(photo)))
-    assert segmenter.LOADERS.keys() == set(SUFFIXES.values())

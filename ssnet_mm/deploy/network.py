@@ -1,0 +1,154 @@
+"""A segmentor as the network that an exported file holds, and the processor that goes with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssnet_mm.deploy.processor import Processor
+from ssnet_mm.engine.config import swaps_channels
+from ssnet_mm.errors import UserError
+from ssnet_mm.models import FCN8Head
+
+_LOADING = ('LoadImageFromFile', 'LoadImageFromNDArray', 'LoadAnnotations', 'PackSegInputs')
+
+
+def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32') -> Processor:
+    """Read off a segmentor what surrounds its network.
+
+    Raises:
+        UserError: It does what a processor can't tell: sliding windows, padding, other transforms.
+    """
+    preprocessor, head = model.data_preprocessor, model.decode_head
+    if model.test_cfg.get('mode', 'whole') != 'whole':
+        raise UserError('sliding windows are not exported; set model.test_cfg.mode=whole')
+    if getattr(preprocessor, 'test_cfg', None):
+        raise UserError('a data_preprocessor that pads test images (test_cfg) can not be exported')
+    pipeline = getattr(model, 'cfg', {}).get('test_pipeline', [])
+    known = (*_LOADING, 'Resize')
+    strange = [t['type'] for t in pipeline if t['type'] not in known]
+    resizes = [t for t in pipeline if t['type'] == 'Resize']
+    if strange or len(resizes) > 1:
+        raise UserError(
+            'the test pipeline can not be exported: it may load, Resize once and pack, but has '
+            f'{", ".join(t["type"] for t in pipeline)}'
+        )
+    normalises = preprocessor._enable_normalize
+    meta = getattr(model, 'dataset_meta', None) or {}
+    return Processor(
+        num_classes=max(head.num_classes, 2),
+        mean=tuple(preprocessor.mean.flatten().tolist()) if normalises else (),
+        std=tuple(preprocessor.std.flatten().tolist()) if normalises else (),
+        channel_order='rgb' if swaps_channels(preprocessor) else 'bgr',
+        resize=_resize_of(resizes[0]) if resizes else None,
+        align_corners=model.align_corners,
+        crops=isinstance(head, FCN8Head) and head.final is not None,
+        threshold=head.threshold if head.out_channels == 1 else None,
+        end_to_end=end_to_end,
+        precision=precision,
+        classes=tuple(meta.get('classes') or ()),
+        palette=tuple((int(r), int(g), int(b)) for r, g, b in meta.get('palette') or ()),
+    )
+
+
+def _resize_of(transform: dict[str, Any]) -> dict[str, Any]:
+    known = {'type', 'scale', 'scale_factor', 'keep_ratio'}
+    if set(transform) - known:
+        raise UserError(f'a Resize with {", ".join(set(transform) - known)} can not be exported')
+    found: dict[str, Any] = {'keep_ratio': bool(transform.get('keep_ratio', False))}
+    for name in ('scale', 'scale_factor'):
+        value = transform.get(name)
+        if value is not None:
+            found[name] = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    return found
+
+
+class Prepare(nn.Module):
+    """From uint8 images (N, H, W, 3), RGB, to what the network takes."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, processor: Processor) -> None:
+        super().__init__()
+        self.flip = processor.channel_order == 'bgr'
+        self.register_buffer('mean', torch.tensor(processor.mean or [0.0]).view(-1, 1, 1))
+        self.register_buffer('std', torch.tensor(processor.std or [1.0]).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        planes = images.permute(0, 3, 1, 2)
+        if self.flip:
+            planes = planes[:, [2, 1, 0]]
+        return (planes.float() - self.mean) / self.std
+
+
+class Finish(nn.Module):
+    """From logits to uint8 labels at the size of the images.
+
+    Bilinear resizing is a matrix product in each direction. As such it is the same in every
+    runtime, and at some twenty channels several times as fast as their own resizing.
+    """
+
+    def __init__(self, processor: Processor) -> None:
+        super().__init__()
+        self.align_corners = processor.align_corners
+        self.crops = processor.crops
+        self.threshold = processor.threshold
+
+    def forward(self, logits: Tensor, images: Tensor) -> Tensor:
+        if self.crops:
+            logits = logits[:, :, : images.shape[1], : images.shape[2]]
+        else:
+            down = self._weights(logits.shape[2], images.shape[1])
+            across = self._weights(logits.shape[3], images.shape[2])
+            logits = down @ (logits @ across.t())
+        if self.threshold is None:
+            return logits.argmax(1).to(torch.uint8)
+        return (logits[:, 0].sigmoid() > self.threshold).to(torch.uint8)
+
+    def _weights(self, given: int, wanted: int) -> Tensor:
+        taps = torch.arange(given, dtype=torch.float32)
+        place = torch.arange(wanted, dtype=torch.float32)
+        if self.align_corners:
+            place = place * (taps[-1] / place[-1].clamp(min=1))
+        else:
+            place = ((place + 0.5) * (given / wanted) - 0.5).clamp(min=0)
+            place = torch.minimum(place, taps[-1])
+        return (1 - (place[:, None] - taps).abs()).clamp(min=0)
+
+
+class Network(nn.Module):
+    """What a file holds: a segmentor, end to end with what comes before and after it.
+
+    Args:
+        model: Fused, on the CPU.
+        processor: Says what comes before and after. In the graph these parts have the names of the
+            attributes ``prepare`` and ``finish``.
+    """
+
+    def __init__(self, model: Any, processor: Processor) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.prepare = Prepare(processor)
+        self.finish = Finish(processor)
+        self.eval().requires_grad_(False)
+
+    def half(self) -> Network:
+        """Compute the network, and nothing around it, in half precision."""
+        self.model.half()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        planes = self.prepare(images) if self.processor.end_to_end else images
+        dtype = next(self.model.parameters()).dtype
+        logits = self.model(planes.to(dtype), mode='tensor').float()
+        return self.finish(logits, images) if self.processor.end_to_end else logits
+
+    def example(self, size: tuple[int, int]) -> Tensor:
+        """A batch that may be traced."""
+        if self.processor.end_to_end:
+            return torch.zeros(2, *size, 3, dtype=torch.uint8)
+        return torch.zeros(2, 3, *size)

@@ -1,0 +1,89 @@
+"""Segmentors of mmseg, run in torch as they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import init_default_scope
+from PIL import Image
+
+from ssnet_mm.deploy.fusion import fuse as fuse_layers
+from ssnet_mm.deploy.images import Labels, Pixels
+from ssnet_mm.deploy.model import check_device, load_model
+from ssnet_mm.engine.config import load_config
+from ssnet_mm.errors import UserError
+
+
+class TorchSession:
+    """A segmentor of mmseg; it does what mmseg's ``inference_model`` does.
+
+    That one builds the test pipeline at each call, for which mmengine switches a scope that all
+    threads share; here it is built once.
+
+    Args:
+        model: In evaluation mode, with the ``cfg`` and ``dataset_meta`` that ``load_model`` gives.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        init_default_scope(model.cfg.get('default_scope', 'mmseg'))
+        load, *rest = model.cfg.test_pipeline
+        kept = [t for t in rest if t['type'] != 'LoadAnnotations']
+        self.pipeline = Compose([dict(load, type='LoadImageFromNDArray'), *kept])
+        meta = model.dataset_meta or {}
+        self.classes = tuple(meta.get('classes') or ())
+        self.palette = tuple(tuple(colour) for colour in meta.get('palette') or ())
+        self.num_classes = model.num_classes
+
+    def read(self, path: str | os.PathLike[str]) -> Pixels:
+        """Read as the config's pipeline does, after Pillow has seen that the file is whole."""
+        with Image.open(Path(path)) as image:
+            image.load()  # raises where the file is cut short; OpenCV 4 fills in grey and goes on
+        pixels = mmcv.imread(os.fspath(path), channel_order='rgb')
+        if pixels is None:
+            raise ValueError('not an image that OpenCV reads')
+        return pixels
+
+    def __call__(self, images: list[Pixels]) -> list[Labels]:
+        """Label maps of images of one size."""
+        bgr = [np.ascontiguousarray(image[..., ::-1]) for image in images]
+        with torch.no_grad():
+            results = self.model.test_step(pseudo_collate([self.pipeline({'img': b}) for b in bgr]))
+        return [r.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8) for r in results]
+
+
+def load(
+    config: str | os.PathLike[str] | Config,
+    checkpoint: str | os.PathLike[str] | None,
+    device: str | None = None,
+    threads: int | None = None,
+    fuse: bool = True,
+) -> TorchSession:
+    """Build a config's segmentor with a checkpoint's weights.
+
+    Args:
+        config: Its file, or itself.
+        checkpoint: The weights, which must fit.
+        device: As torch names it; None takes CUDA where there is some.
+        threads: That torch may use, in the whole process; None leaves them.
+        fuse: Whether to fuse its layers.
+
+    Raises:
+        UserError: A file is missing or unreadable, the device is not here, or the weights do not
+            fit.
+    """
+    if checkpoint is None:
+        raise UserError(f'{getattr(config, "filename", config)} needs a checkpoint beside it')
+    if not isinstance(config, Config):
+        config = load_config(os.fspath(config))
+    if threads:
+        torch.set_num_threads(threads)
+    model = load_model(config, os.fspath(checkpoint), check_device(device))
+    return TorchSession(fuse_layers(model) if fuse else model)

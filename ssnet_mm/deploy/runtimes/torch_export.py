@@ -1,0 +1,62 @@
+"""torch.export's files, run by torch without a toolbox."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssnet_mm.deploy.images import Pixels
+from ssnet_mm.deploy.processor import KEY, Processor
+from ssnet_mm.errors import UserError, require
+
+from .session import Session, check_precision
+
+if TYPE_CHECKING:
+    from ssnet_mm.deploy.network import Network
+
+
+def load(path: Path, device: str | None, threads: int | None, precision: str | None) -> Session:
+    """Load a file; see :func:`ssnet_mm.deploy.runtimes.load`."""
+    torch = require('torch', 'torch', 'this model')
+    if threads:
+        torch.set_num_threads(threads)
+    files = {KEY: ''}
+    try:
+        program = torch.export.load(path, extra_files=files)
+        if device not in (None, 'cpu'):
+            passes = importlib.import_module('torch.export.passes')
+            program = passes.move_to_device_pass(program, device)
+    except Exception as error:
+        raise UserError(f'{path} is not a model that torch can load: {error}') from error
+    processor = Processor.from_json(files[KEY], path)
+    check_precision(path, processor, precision)
+    module = program.module()
+
+    def run(batch: Any) -> Any:
+        with torch.no_grad():
+            return module(torch.from_numpy(batch).to(device or 'cpu')).cpu().numpy()
+
+    return Session(run, processor)
+
+
+def write(network: Network, path: Path, size: tuple[int, int], images: Sequence[Pixels]) -> None:
+    """Write a file; see :meth:`ssnet_mm.deploy.runtimes.Format.write`."""
+    import torch
+
+    symbolic = importlib.import_module('torch.fx.experimental._config')
+    if network.processor.precision == 'fp16':
+        network.half()
+    axes = (0, 1, 2) if network.processor.end_to_end else (0, 2, 3)
+    # Without these two torch would specialise: sizes of one apart from others, and a cropped map
+    # apart from a whole one.
+    with symbolic.patch(backed_size_oblivious=True), torch.no_grad():
+        program = torch.export.export(
+            network,
+            (network.example(size),),
+            dynamic_shapes=(dict.fromkeys(axes, torch.export.Dim.DYNAMIC),),
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+    torch.export.save(program, path, extra_files={KEY: network.processor.to_json()})
