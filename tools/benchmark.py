@@ -7,13 +7,18 @@ nothing is downloaded.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
 from ssnet_mm.benchmark import compare, report
-from ssnet_mm.errors import exit_on_user_error
+from ssnet_mm.benchmark.rows import PRECISIONS, RUNTIMES, Settings, plan
+from ssnet_mm.errors import UserError, exit_on_user_error
+from ssnet_mm.files import atomic_write
 
 EPILOG = """
 configs of mmseg: mmseg::FOLDER/NAME.py names one that mmseg brings along; they lie under
@@ -37,10 +42,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('configs', nargs='+', metavar='CONFIG', help='config file, or mmseg::FOLDER/NAME.py')
     add('--checkpoint', nargs='+', default=[], metavar='FILE', help='weights, one file a config')
-    add('--backends', nargs='+', choices=compare.BACKENDS, metavar='NAME',
-        help=f'of {", ".join(compare.BACKENDS)} (default: torch)')  # fmt: skip
-    add('--precision', nargs='+', choices=compare.PRECISIONS, metavar='NAME',
-        help=f'of {", ".join(compare.PRECISIONS)} (default: fp32)')  # fmt: skip
+    add('--backends', nargs='+', choices=RUNTIMES, metavar='NAME',
+        help=f'of {", ".join(RUNTIMES)} (default: torch)')  # fmt: skip
+    add('--precision', nargs='+', choices=PRECISIONS, metavar='NAME',
+        help=f'of {", ".join(PRECISIONS)} (default: fp32)')  # fmt: skip
     add('--shape', nargs=2, type=int, default=(512, 512), metavar=('H', 'W'), help='(512 512)')
     add('--batch', type=int, default=1, metavar='N', help='images a pass (1)')
     add('--num-classes', type=int, metavar='N', help="in all heads (the configs' own)")
@@ -48,7 +53,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="CPU threads of every backend (torch's: %(default)s)")  # fmt: skip
     add('--device', default='cpu', help='cpu or cuda:0 (cpu)')
     add('--rounds', type=int, default=20, metavar='N', help='timed passes of each row (20)')
-    add('--end-to-end', action='store_true', help='time the way from JPEG to label map too')
+    add(
+        '--end-to-end',
+        action='store_true',
+        help='time the way from a JPEG file to its label map too',
+    )
     add('--train', action='store_true', help='time a training step, with what it holds in memory')
     add('--amp', action='store_true', help='with --train: in mixed precision (CUDA)')
     add('--layers', action='store_true', help='where the time goes, layer by layer')
@@ -68,7 +77,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and report; exit code 2 and one line where the input is at fault."""
     args = parse_args(argv)
-    settings = compare.Settings(
+    settings = Settings(
         shape=tuple(args.shape),
         batch=args.batch,
         threads=args.threads,
@@ -77,22 +86,37 @@ def main(argv: Sequence[str] | None = None) -> None:
         end_to_end=args.end_to_end,
         num_classes=args.num_classes,
     )
-    backends = ['train'] if args.train else args.backends or ['torch']
-    precisions = ['amp' if args.amp else 'fp32'] if args.train else args.precision or ['fp32']
-    rows = compare.plan(args.configs, backends, precisions, args.checkpoint)
+    if args.train:
+        precisions = ['amp' if args.amp else 'fp32']
+        rows = plan(args.configs, ['torch'], precisions, args.checkpoint, training=True)
+    else:
+        rows = plan(
+            args.configs, args.backends or ['torch'], args.precision or ['fp32'], args.checkpoint
+        )
     header = compare.describe_run(rows, settings)
     print(f'{header}\n', flush=True)
-    measure = compare.run_layers if args.layers else compare.run
-    results = measure(rows, settings, compare.say)
-    for text in map(report.layer_table, results) if args.layers else [report.table(results)]:
-        print(text)
-        print()
+    say = partial(print, file=sys.stderr, flush=True)  # progress, apart from the results
+    results: list[Any]
+    if args.layers:
+        results = compare.run_layers(rows, settings, say)
+        text = '\n\n'.join(map(report.layer_table, results))
+    else:
+        results = compare.run(rows, settings, say)
+        text = report.table(results)
+    print(f'{text}\n')
     if args.json:
-        compare.write_json(results, args.json)
+        _write(args.json, json.dumps([r.to_dict() for r in results], indent=2).encode() + b'\n')
     if args.chart:
-        compare.write(args.chart, report.chart(results, header))
-    if any(result.get('error') for result in results):
+        _write(args.chart, report.chart(results, header))
+    if any(getattr(result, 'error', None) for result in results):
         sys.exit(1)
+
+
+def _write(path: str, data: bytes) -> None:
+    try:
+        atomic_write(path, data)
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror or error}') from error
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Compare segmentors side by side: size, arithmetic, speed and memory, on synthetic images.
 
-Every row (a config on a backend in a precision) lives in a process of its own, so that its peak
+Every row (a config on a runtime in a precision) lives in a process of its own, so that its peak
 memory is its own and its crash costs one row. All rows are built and warmed up, then they take
 turns, one at a time, round after round: what slows the machine for a while slows all of them.
 """
@@ -8,93 +8,27 @@ turns, one at a time, round after round: what slows the machine for a while slow
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import multiprocessing
 import os
 import platform
 import signal
-import statistics
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.context import BaseContext
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from ssnet_mm.benchmark.layers import REST, count_macs, measure_machine, time_layers
-from ssnet_mm.benchmark.worker import (
-    PHOTO,
-    Predictor,
-    Row,
-    Settings,
-    Trainer,
-    build_segmentor,
-    export_row,
-    optimise,
-    serve,
-)
-from ssnet_mm.engine.config import config_errors
+from ssnet_mm.deploy.runtimes import FORMATS
 from ssnet_mm.errors import UserError
-from ssnet_mm.files import atomic_write
 from ssnet_mm.malloc import keep_freed_memory
 
-BACKENDS = ('torch', 'fused', 'compile', 'onnxruntime', 'openvino')
-EXPORTED = ('onnxruntime', 'openvino')
-PRECISIONS = ('fp32', 'fp16', 'bf16', 'int8')
-Result = dict[str, Any]
-
-
-def plan(
-    configs: Sequence[str],
-    backends: Sequence[str] = ('torch',),
-    precisions: Sequence[str] = ('fp32',),
-    checkpoints: Sequence[str] = (),
-) -> list[Row]:
-    """All combinations, config by config, then backend by backend.
-
-    Raises:
-        UserError: The checkpoints are not one a config.
-    """
-    if checkpoints and len(checkpoints) != len(configs):
-        raise UserError(
-            f'--checkpoint takes one file a config: got {len(checkpoints)} for {len(configs)}'
-        )
-    weights: Sequence[str | None] = checkpoints or [None] * len(configs)
-    return [
-        Row(config, backend, precision, checkpoint)
-        for config, checkpoint in zip(configs, weights, strict=True)
-        for backend in backends
-        for precision in precisions
-    ]
-
-
-def check_settings(settings: Settings) -> None:
-    """Raise a UserError for sizes and counts that are not positive, or a device not there."""
-    for name in ('shape', 'batch', 'threads', 'rounds', 'num_classes'):
-        value = getattr(settings, name)
-        if value is not None and min(value if name == 'shape' else (value,)) < 1:
-            given = ' '.join(map(str, value)) if name == 'shape' else value
-            raise UserError(f'--{name.replace("_", "-")} must be at least 1, got {given}')
-    with config_errors(f'--device {settings.device} cannot be used'):
-        torch.empty(1, device=settings.device)
-
-
-def describe_config(row: Row, settings: Settings) -> Result:
-    """Parameters, and multiply-adds of one image; None where they can't be counted.
-
-    Raises:
-        UserError: The config does not build, or its checkpoint does not fit.
-    """
-    model, _ = build_segmentor(row.config, settings.num_classes, row.checkpoint)
-    params = sum(p.numel() for p in model.parameters())
-    try:
-        macs = count_macs(model.to('meta'), (1, 3, *settings.shape))['']
-    except Exception:  # some models look at their numbers; a shape that can't be fails in the row
-        macs = None
-    return {'params': params, 'macs': macs}
+from .layers import LayerTimes, count_macs, measure_machine, time_layers
+from .rows import IN_TORCH, Result, Row, Settings
+from .worker import PHOTO, Predictor, Trainer, build_row, export_row, optimise, serve
 
 
 class RowError(Exception):
@@ -147,6 +81,49 @@ def _exit(code: int | None) -> str:
     return f'{name}: out of memory?' if name == 'SIGKILL' else name
 
 
+class _Entry:
+    """A row with its process and its result; after a failure it passes on all that is asked."""
+
+    def __init__(self, result: Result, say: Callable[[str], object]) -> None:
+        self.result = result
+        self.say = say
+        self.worker: Any = None
+
+    def start(self, context: BaseContext, path: str) -> None:
+        with self._failing():
+            self.worker = _start(context, self.result.row, self.result.settings, path)
+
+    def turn(self) -> None:
+        if self.worker is not None:
+            with self._failing():
+                seconds = self.worker.ask('turn')
+                self.result.network.append(seconds['network'])
+                if 'end_to_end' in seconds:
+                    self.result.end_to_end.append(seconds['end_to_end'])
+
+    def finish(self) -> None:
+        if self.worker is not None:
+            with self._failing():
+                for name, value in self.worker.ask('facts').items():
+                    setattr(self.result, name, value)
+
+    def stop(self) -> None:
+        if self.worker is not None:
+            self.worker.stop()
+            self.worker = None
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Keep a failure to its row."""
+        try:
+            yield
+        except RowError as error:
+            self.say(f'{self.result.row.label}: {error}')
+            self.result.error = str(error)
+            self.result.network, self.result.end_to_end = [], []
+            self.stop()
+
+
 def run(
     rows: Sequence[Row], settings: Settings, say: Callable[[str], object] = lambda text: None
 ) -> list[Result]:
@@ -158,63 +135,48 @@ def run(
         say: Is told of the progress.
 
     Returns:
-        For each row ``config``, ``backend``, ``precision``, ``shape``, ``batch``, ``params``,
-        ``macs`` (one image), ``latency_ms`` and ``end_to_end_ms`` (of a batch: ``median`` and
-        ``p95``), ``images_per_s``, ``peak_mib``, ``held_mib`` (training: one image), ``ratio`` (of
-        the medians, to the first row's) and ``error``. What was not measured is None.
+        A result for each row.
 
     Raises:
-        UserError: Settings, a config or a checkpoint are at fault; nothing was timed then.
+        UserError: A config or a checkpoint is at fault; nothing was timed then.
     """
-    check_settings(settings)
-    configs: dict[tuple[str, str | None], Result] = {}
-    for row in rows:
-        key = row.config, row.checkpoint
-        if key not in configs:
-            configs[key] = describe_config(row, settings)
+    size_of = functools.cache(_size)
+    entries = [
+        _Entry(Result(row, settings, *size_of(row.config, row.checkpoint, settings)), say)
+        for row in rows
+    ]
     context = _context()
-    workers: dict[Row, Worker] = {}
-    seconds: dict[Row, list[dict[str, float]]] = {row: [] for row in rows}
-    facts: dict[Row, Result] = {}
-    errors: dict[Row, str] = {}
-
-    def attempt(row: Row, ask: Callable[[], Any]) -> Any:
-        try:
-            return ask()
-        except RowError as error:
-            errors[row] = str(error)
-            say(f'{row.label}: {error}')
-            if row in workers:
-                workers.pop(row).stop()
-
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for i, row in enumerate(rows):
-                say(f'{row.label}: preparing, {i + 1} of {len(rows)}')
-                worker = attempt(row, lambda: _start(context, row, settings, f'{folder}/{i}'))  # noqa: B023
-                if worker is not None:
-                    workers[row] = worker
-            for i in range(settings.rounds):
-                say(f'round {i + 1} of {settings.rounds}')
-                for row, worker in list(workers.items()):
-                    taken = attempt(row, lambda: worker.ask('turn'))  # noqa: B023
-                    if taken is not None:
-                        seconds[row].append(taken)
-            for row, worker in list(workers.items()):
-                facts[row] = attempt(row, lambda: worker.ask('facts')) or {}  # noqa: B023
-        finally:
-            for worker in workers.values():
-                worker.stop()
-    results = []
-    for row in rows:
-        result = _result(row, settings, seconds[row] if row not in errors else [])
-        known = {**configs[row.config, row.checkpoint], **facts.get(row, {})}
-        results.append({**result, **known, 'error': errors.get(row)})
-    first = (results[0]['latency_ms'] or {}).get('median')
-    for result in results:
-        if first and result['latency_ms']:
-            result['ratio'] = result['latency_ms']['median'] / first
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        for i, entry in enumerate(entries):
+            say(f'{entry.result.row.label}: preparing, {i + 1} of {len(rows)}')
+            stack.callback(entry.stop)
+            entry.start(context, f'{folder}/{i}')
+        for i in range(settings.rounds):
+            say(f'round {i + 1} of {settings.rounds}')
+            for entry in entries:
+                entry.turn()
+        for entry in entries:
+            entry.finish()
+    results = [entry.result for entry in entries]
+    if results[0].network:
+        for result in results:
+            if result.network:
+                result.ratio = float(np.median(result.network) / np.median(results[0].network))
     return results
+
+
+def _size(config: str, checkpoint: str | None, settings: Settings) -> tuple[int, int | None]:
+    """Parameters, and multiply-adds of one image; None where they can't be counted.
+
+    Raises:
+        UserError: The config does not build, or its checkpoint does not fit.
+    """
+    model, _ = build_row(Row(config, checkpoint=checkpoint), settings)
+    params = sum(p.numel() for p in model.parameters())
+    try:
+        return params, count_macs(model.to('meta'), (1, 3, *settings.shape))['']
+    except Exception:  # some models look at their numbers; a shape that can't be fails in the row
+        return params, None
 
 
 def _context() -> BaseContext:
@@ -227,57 +189,46 @@ def _context() -> BaseContext:
 
 
 def _start(context: BaseContext, row: Row, settings: Settings, path: str) -> Worker:
-    if row.backend == 'train':
+    if row.training:
         return Worker(context, Trainer, row, settings)
-    if row.backend not in EXPORTED:
+    if row.runtime in IN_TORCH:
         return Worker(context, Predictor, row, settings)
-    path += '.onnx' if row.backend == 'onnxruntime' else '.xml'
+    path += next(f.suffix for f in FORMATS.values() if f.runtime == row.runtime)
     # in a process of its own too: an export takes more memory than what it writes
     Worker(context, export_row, row, settings, path).stop()
     return Worker(context, Predictor, row, settings, path)
 
 
-def percentile(values: Iterable[float], q: float) -> float:
-    """The value below which a share ``q`` of the values lies, interpolated linearly."""
-    ordered = sorted(values)
-    place = q * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+def run_layers(
+    rows: Sequence[Row], settings: Settings, say: Callable[[str], object] = lambda text: None
+) -> list[LayerTimes]:
+    """Time the layers of each row's network, in this process, float32, as built or fused.
 
+    The process keeps the memory that it frees, also for networks as built.
 
-def _milliseconds(seconds: Sequence[float]) -> dict[str, float] | None:
-    if not seconds:
-        return None
-    return {'median': statistics.median(seconds) * 1e3, 'p95': percentile(seconds, 0.95) * 1e3}
-
-
-def _result(row: Row, settings: Settings, seconds: Sequence[dict[str, float]]) -> Result:
-    latency = _milliseconds([s['network'] for s in seconds])
-    return {
-        'config': row.config,
-        'backend': row.backend,
-        'precision': row.precision,
-        'shape': list(settings.shape),
-        'batch': settings.batch,
-        'params': None,
-        'macs': None,
-        'latency_ms': latency,
-        'end_to_end_ms': _milliseconds([s['end_to_end'] for s in seconds if 'end_to_end' in s]),
-        'images_per_s': settings.batch / latency['median'] * 1e3 if latency else None,
-        'peak_mib': None,
-        'held_mib': None,
-        'ratio': None,
-    }
+    Raises:
+        UserError: As :func:`run`, or another runtime or precision is asked for.
+    """
+    if any(row.runtime not in ('torch', 'fused') or row.precision != 'fp32' for row in rows):
+        raise UserError('layers are timed of torch and fused, in fp32')
+    torch.set_num_threads(settings.threads)
+    keep_freed_memory()
+    machine = measure_machine(settings.device)
+    results = []
+    for row in rows:
+        say(row.label)
+        model, _ = build_row(row, settings)
+        model = optimise(model, row.runtime).to(settings.device)
+        image = torch.rand(settings.batch, 3, *settings.shape, device=settings.device)
+        if row.runtime == 'fused':
+            image = image.to(memory_format=torch.channels_last)
+        costs = time_layers(model, image, settings.rounds)
+        results.append(LayerTimes(row, settings, machine, costs))
+    return results
 
 
 def describe_run(rows: Sequence[Row], settings: Settings) -> str:
-    """What the numbers depend on, in a few lines: machine, versions, settings.
-
-    Raises:
-        UserError: From :func:`check_settings`.
-    """
-    check_settings(settings)
+    """What the numbers depend on, in a few lines: machine, versions, settings."""
     if torch.device(settings.device).type == 'cuda':
         machine = f'{torch.cuda.get_device_name(settings.device)} (CUDA {torch.version.cuda}); '
         tf32 = torch.backends.cudnn.allow_tf32
@@ -285,13 +236,13 @@ def describe_run(rows: Sequence[Row], settings: Settings) -> str:
     else:
         machine = 'CPU '
     packages = ['torch', _provider('mmseg')]
-    packages += [name for name in EXPORTED if any(row.backend == name for row in rows)]
+    packages += sorted({row.runtime for row in rows} & {'onnxruntime', 'openvino'})
     height, width = settings.shape
     passes = 'training step: forward, loss, backward, optimizer step'
-    if all(row.backend != 'train' for row in rows):
+    if not any(row.training for row in rows):
         passes = 'network alone, to logits'
         if settings.end_to_end:
-            passes += f'; end to end from a {PHOTO[1]}x{PHOTO[0]} JPEG in memory to a label map'
+            passes += f'; end to end from a {PHOTO[1]}x{PHOTO[0]} JPEG file to a label map'
     precisions = ', '.join(dict.fromkeys(row.precision for row in rows))
     return '\n'.join(
         [
@@ -325,80 +276,3 @@ def _version(name: str) -> str:
         return torch.__version__ if name == 'torch' else version(name)
     except PackageNotFoundError:
         return 'not installed'
-
-
-def write_json(results: Any, path: str | Path) -> None:
-    """Write results, whole or not at all; UserError if the place can't be written."""
-    write(path, json.dumps(results, indent=2).encode() + b'\n')
-
-
-def write(path: str | Path, data: bytes) -> None:
-    """Write a file, whole or not at all; UserError if the place can't be written."""
-    try:
-        atomic_write(path, data)
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror or error}') from error
-
-
-def run_layers(
-    rows: Sequence[Row], settings: Settings, say: Callable[[str], object] = lambda text: None
-) -> list[Result]:
-    """Time the layers of each row's network, in this process, float32, torch or fused.
-
-    The process keeps the memory that it frees, also for rows of the backend torch.
-
-    Returns:
-        For each row ``config``, ``backend``, ``shape``, ``batch``, the machine's measured
-        ``peak_gflops`` and ``bandwidth_gb_s``, and ``layers``: for each ``name``, ``ms``, ``macs``,
-        ``gflops`` (a second), ``peak_share``, ``limit_ms`` (the least the machine could take) and
-        ``bound`` (by 'arithmetic' or 'memory').
-
-    Raises:
-        UserError: As :func:`run`, or another backend or precision is asked for.
-    """
-    check_settings(settings)
-    if any(row.backend not in ('torch', 'fused') or row.precision != 'fp32' for row in rows):
-        raise UserError('--layers looks into the backends torch and fused, in fp32')
-    torch.set_num_threads(settings.threads)
-    keep_freed_memory()
-    machine = measure_machine(settings.device)
-    results = []
-    for row in rows:
-        say(row.label)
-        model, _ = build_segmentor(row.config, settings.num_classes, row.checkpoint)
-        model = optimise(model, row.backend).to(settings.device)
-        image = torch.rand(settings.batch, 3, *settings.shape, device=settings.device)
-        if row.backend == 'fused':
-            image = image.to(memory_format=torch.channels_last)
-        layers = []
-        for cost in time_layers(model, image, settings.rounds):
-            speed = 2 * cost.macs / cost.seconds if cost.seconds else 0.0
-            counted = cost.name != REST
-            layers.append(
-                {
-                    'name': cost.name,
-                    'ms': cost.seconds * 1e3,
-                    'macs': cost.macs,
-                    'gflops': speed / 1e9,
-                    'peak_share': speed / machine.flops,
-                    'limit_ms': cost.limit(machine) * 1e3 if counted else None,
-                    'bound': cost.bound(machine) if counted else None,
-                }
-            )
-        results.append(
-            {
-                'config': row.config,
-                'backend': row.backend,
-                'shape': list(settings.shape),
-                'batch': settings.batch,
-                'peak_gflops': machine.flops / 1e9,
-                'bandwidth_gb_s': machine.bandwidth / 1e9,
-                'layers': layers,
-            }
-        )
-    return results
-
-
-def say(text: str) -> None:
-    """Progress, apart from the results."""
-    print(text, file=sys.stderr, flush=True)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .rows import Row, Settings
+
 REST = '(all else)'  # what runs between the layers: additions, resizing, Python
 _SAMPLES = 5  # of the machine's speed; the best one counts, as it is a limit
 _WARMUP = 3  # passes before layers are timed
@@ -38,6 +40,11 @@ class LayerCost:
     seconds: float  # median over the rounds
     macs: int
     moved: int  # bytes: inputs, weights and outputs, each once
+
+    @property
+    def flops(self) -> float:
+        """Operations a second."""
+        return 2 * self.macs / self.seconds if self.seconds else 0.0
 
     def limit(self, machine: Machine) -> float:
         """The least seconds the machine could take."""
@@ -170,3 +177,40 @@ def time_layers(model: nn.Module, image: Tensor, rounds: int) -> list[LayerCost]
     ]
     rest = statistics.median(whole) - sum(cost.seconds for cost in costs)
     return [*costs, LayerCost(REST, max(rest, 0.0), macs[''] - sum(c.macs for c in costs), 0)]
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Where a row's time goes."""
+
+    row: Row
+    settings: Settings
+    machine: Machine
+    costs: list[LayerCost]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it; speeds in operations a second, a multiply-add being two."""
+        machine = self.machine
+        layers = []
+        for cost in self.costs:
+            counted = cost.name != REST
+            layers.append(
+                {
+                    'name': cost.name,
+                    'ms': cost.seconds * 1e3,
+                    'macs': cost.macs,
+                    'gflops': cost.flops / 1e9,
+                    'peak_share': cost.flops / machine.flops,
+                    'limit_ms': cost.limit(machine) * 1e3 if counted else None,
+                    'bound': cost.bound(machine) if counted else None,
+                }
+            )
+        return {
+            'config': self.row.config,
+            'backend': self.row.runtime,
+            'shape': list(self.settings.shape),
+            'batch': self.settings.batch,
+            'peak_gflops': machine.flops / 1e9,
+            'bandwidth_gb_s': machine.bandwidth / 1e9,
+            'layers': layers,
+        }

@@ -1,41 +1,26 @@
-"""How much memory a training step takes, counted at the allocator.
+"""How much memory a pass takes."""
 
-Counting what autograd saves misses what a process holds besides: inputs of segments that are
-computed again, closures, buffers. Here everything counts that was allocated and not freed.
-"""
+from __future__ import annotations
 
 import gc
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 from torch.autograd.profiler import profile
 
-
-def _cpu_changes(step: Callable[[], Any]) -> tuple[list[int], Any]:
-    """Run a step; what each allocation added and each release took, in order, and its outcome."""
-    with profile(use_kineto=True, profile_memory=True) as prof:
-        result = step()
-    assert prof.kineto_results is not None
-    events = [e for e in prof.kineto_results.events() if e.name() == '[memory]']
-    return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())], result
-
-
-def _total(result: Any) -> Tensor:
-    """One number to start the backward pass from."""
-    if isinstance(result, Tensor):
-        return result.float().sum()
-    values = result.values() if isinstance(result, dict) else result
-    return sum((_total(v) for v in values), start=torch.zeros(()))
+MIB = 2**20
 
 
 def held_bytes(forward: Callable[[], Any], device: torch.device | str = 'cpu') -> int:
-    """Bytes that are held between the forward and the backward pass.
+    """Bytes that are held between the forward and the backward pass, counted at the allocator.
 
     That is all memory of the device which ``forward`` takes and does not give back while its
-    outcome lives: activations, the outcome itself, whatever waits for the backward pass. What was
-    there before, as parameters and the images, does not count, unless ``forward`` makes it.
+    outcome lives: activations, the outcome itself, whatever waits for the backward pass. (What
+    autograd saves is less: inputs of segments that are computed again, closures and buffers are not
+    in it.) What was there before, as parameters and the images, does not count, unless ``forward``
+    makes it.
 
     Args:
         forward: Runs the forward pass with gradients on and returns its outcome.
@@ -55,45 +40,56 @@ def held_bytes(forward: Callable[[], Any], device: torch.device | str = 'cpu') -
     device = torch.device(device)
     if device.type == 'cpu':
         gc.collect()  # what is freed in the meantime must not count as freed by this
-        return sum(_cpu_changes(forward)[0])
-    forward()
-    gc.collect()
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    result = forward()
-    held = torch.cuda.memory_allocated(device) - before
+        with profile(use_kineto=True, profile_memory=True) as prof:
+            result = forward()
+        assert prof.kineto_results is not None
+        held = sum(e.nbytes() for e in prof.kineto_results.events() if e.name() == '[memory]')
+    else:
+        forward()
+        gc.collect()
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        result = forward()
+        held = torch.cuda.memory_allocated(device) - before
     del result
     return held
 
 
-def peak_bytes(forward: Callable[[], Any], device: torch.device | str = 'cpu') -> int:
-    """The most bytes that are held at any time of a forward and a backward pass.
+class Memory:
+    """What a process needs at its peak beyond what it held when this was made, in MiB.
 
-    Args:
-        forward: Runs the forward pass and returns a tensor, or a dict or sequence of tensors, the
-            sum of which is what the backward pass starts from. It is run twice: the gradients of
-            the first run are there before and do not count.
-        device: Where it runs, a CPU or a CUDA device.
-
-    Returns:
-        The number of bytes above what was held before.
+    On a CPU it is the resident set, as Linux counts it; on CUDA what torch allocates there.
     """
-    device = torch.device(device)
 
-    def step() -> None:
-        _total(forward()).backward()
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == 'cpu':
+            F.conv2d(torch.ones(1, 16, 32, 32), torch.ones(16, 16, 3, 3))  # loads the kernels' code
+            self.baseline = _status('VmRSS')
 
-    step()
-    gc.collect()
-    if device.type == 'cpu':
-        level = peak = 0
-        for change in _cpu_changes(step)[0]:
-            level += change
-            peak = max(peak, level)
-        return peak
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    step()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        if self.device.type == 'cuda':
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self.baseline is not None:
+            try:
+                with open('/proc/self/clear_refs', 'w') as file:
+                    file.write('5')  # sets VmHWM to VmRSS: proc_pid_clear_refs(5)
+            except OSError:  # the peak of building the network is not what was asked for
+                self.baseline = None
+
+    def peak_mib(self) -> float | None:
+        """The peak since :meth:`restart`; None where the system does not tell."""
+        if self.device.type == 'cuda':
+            return torch.cuda.max_memory_allocated(self.device) / MIB
+        peak = _status('VmHWM')
+        return None if self.baseline is None or peak is None else (peak - self.baseline) / 1024
+
+
+def _status(field: str) -> int | None:
+    """A number of KiB from Linux' account of this process."""
+    try:
+        with open('/proc/self/status') as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(field + ':'))
+    except (OSError, StopIteration):
+        return None

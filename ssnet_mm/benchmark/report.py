@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-Result = dict[str, Any]
+from .layers import REST, LayerTimes
+from .rows import Result, milliseconds
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -33,57 +32,61 @@ def short(number: float | None, scale: float = 1.0) -> str:
 
 
 def table(results: Sequence[Result]) -> str:
-    """A Markdown table of what ``benchmark.run`` returns; failed rows follow with their reasons."""
-    training = any(result['backend'] == 'train' for result in results)
-    end_to_end = any(result['end_to_end_ms'] for result in results)
+    """A Markdown table of what ``compare.run`` returns; failed rows follow with their reasons."""
+    training = any(result.row.training for result in results)
+    end_to_end = any(result.end_to_end for result in results)
     head = ['config', 'backend', 'precision', 'params M', 'MACs G', 'ms median', 'ms p95']
     head += ['end to end ms'] * end_to_end + ['images/s', 'ratio']
     head += ['held MiB/image'] * training + ['peak MiB']
     rows, failures = [], []
     for result in results:
-        latency = result['latency_ms'] or {}
-        row = [Path(result['config']).stem, result['backend'], result['precision']]
-        row += [short(result['params'], 1e6), short(result['macs'], 1e9)]
+        latency = milliseconds(result.network) or {}
+        row = [result.row.name, result.row.runtime, result.row.precision]
+        row += [short(result.params, 1e6), short(result.macs, 1e9)]
         row += [short(latency.get('median')), short(latency.get('p95'))]
         if end_to_end:
-            row.append(short((result['end_to_end_ms'] or {}).get('median')))
-        ratio = result['ratio']
-        row += [short(result['images_per_s']), '-' if ratio is None else f'{ratio:.3f}']
-        row += [short(result['held_mib'])] * training + [short(result['peak_mib'])]
-        if result['error']:
+            row.append(short((milliseconds(result.end_to_end) or {}).get('median')))
+        row.append(short(result.images_per_s))
+        row.append('-' if result.ratio is None else f'{result.ratio:.3f}')
+        row += [short(result.held_mib)] * training + [short(result.peak_mib)]
+        if result.error:
             row[5] = 'failed'
-            failures.append(f'failed: {", ".join(row[:3])}: {result["error"]}')
+            failures.append(f'failed: {result.row.label}: {result.error}')
         rows.append(row)
     return '\n'.join([markdown(head, rows), *failures])
 
 
-def layer_table(result: Result) -> str:
-    """A Markdown table of one network's layers, as ``benchmark.run_layers`` returns them."""
-    total = sum(layer['ms'] for layer in result['layers'])
+def layer_table(times: LayerTimes) -> str:
+    """A Markdown table of one network's layers."""
+    machine, costs = times.machine, times.costs
+    counted = [cost for cost in costs if cost.name != REST]
+    total = sum(cost.seconds for cost in costs)
     head = ['layer', 'MACs M', 'ms', '% of time', 'GFLOP/s', '% of peak', 'limit ms', 'bound by']
-    rows = [
-        [
-            layer['name'],
-            short(layer['macs'], 1e6),
-            short(layer['ms']),
-            f'{100 * layer["ms"] / total:.1f}',
-            short(layer['gflops']),
-            f'{100 * layer["peak_share"]:.0f}',
-            short(layer['limit_ms']),
-            layer['bound'] or '-',
+
+    def row(name: str, macs: int, seconds: float, limit: float | None, bound: str) -> list[str]:
+        flops = 2 * macs / seconds if seconds else 0.0
+        return [
+            name,
+            short(macs, 1e6),
+            short(seconds, 1e-3),
+            f'{100 * seconds / total:.1f}',
+            short(flops, 1e9),
+            f'{100 * flops / machine.flops:.0f}',
+            short(limit, 1e-3),
+            bound,
         ]
-        for layer in result['layers']
+
+    rows = [
+        row(cost.name, cost.macs, cost.seconds, cost.limit(machine), cost.bound(machine))
+        if cost in counted
+        else row(cost.name, cost.macs, cost.seconds, None, '-')
+        for cost in costs
     ]
-    limit = sum(layer['limit_ms'] or 0 for layer in result['layers'])
-    macs = sum(layer['macs'] for layer in result['layers'])
-    speed = 2e-6 * macs / total
-    share = f'{100 * speed / result["peak_gflops"]:.0f}'
-    rows.append(['total', short(macs, 1e6), short(total), '100.0', short(speed), share])
-    rows[-1] += [short(limit), '-']
+    limit = sum(cost.limit(machine) for cost in counted)
+    rows.append(row('total', sum(cost.macs for cost in costs), total, limit, '-'))
     title = (
-        f'{Path(result["config"]).stem}, {result["backend"]}: the machine does '
-        f'{short(result["peak_gflops"])} GFLOP/s in a matrix product and moves '
-        f'{short(result["bandwidth_gb_s"])} GB/s'
+        f'{times.row.name}, {times.row.runtime}: the machine does {short(machine.flops, 1e9)} '
+        f'GFLOP/s in a matrix product and moves {short(machine.bandwidth, 1e9)} GB/s'
     )
     return f'{title}\n\n{markdown(head, rows)}'
 
@@ -94,38 +97,38 @@ def chart(results: Sequence[Result], title: str) -> bytes:
     Rows that failed say so in place of a bar.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import (
-        Figure,
-    )  # not pyplot, which has a global state and may open windows
+    from matplotlib.figure import Figure  # not pyplot, whose state is global, with windows perhaps
 
-    labels = [f'{Path(r["config"]).stem}\n{r["backend"]}, {r["precision"]}' for r in results]
+    labels = [f'{r.row.name}\n{r.row.runtime}, {r.row.precision}' for r in results]
     figure = Figure(figsize=(11, 1.4 + 0.5 * len(results)), dpi=120, layout='constrained')
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    configs = list(dict.fromkeys(result['config'] for result in results))
-    colours = [f'C{configs.index(result["config"]) % 10}' for result in results]
+    configs = list(dict.fromkeys(result.row.config for result in results))
+    colours = [f'C{configs.index(result.row.config) % 10}' for result in results]
     places = list(range(len(results)))
 
-    medians = [(r['latency_ms'] or {}).get('median', 0.0) for r in results]
-    tails = [(r['latency_ms'] or {}).get('p95', 0.0) - m for r, m in zip(results, medians)]
+    times = [milliseconds(r.network) or {'median': 0.0, 'p95': 0.0} for r in results]
+    medians = [t['median'] for t in times]
+    tails = [t['p95'] - t['median'] for t in times]
     left.barh(places, medians, color=colours, xerr=([0.0] * len(tails), tails), ecolor='0.3')
-    for place, result, median, tail in zip(places, results, medians, tails):
-        ratio = '' if result['ratio'] is None else f'  ({result["ratio"]:.2f}x)'
-        text = ' failed' if result['error'] else f'  {short(median)}{ratio}'
-        left.text(median + tail, place, text, va='center', fontsize=9)
-    training = any(result['backend'] == 'train' for result in results)
-    what = 'a training step' if training else 'the network alone'
-    left.set_xlabel(f'ms for {what}, batch {results[0]["batch"]}: median, whisker to p95')
+    for place, result, t in zip(places, results, times):
+        ratio = '' if result.ratio is None else f'  ({result.ratio:.2f}x)'
+        text = ' failed' if result.error else f'  {short(t["median"])}{ratio}'
+        left.text(t['p95'], place, text, va='center', fontsize=9)
+    what = 'a training step' if results[0].row.training else 'the network alone'
+    batch = results[0].settings.batch
+    left.set_xlabel(f'ms for {what}, batch {batch}: median, whisker to p95')
     left.set_yticks(places, labels, fontsize=9)
     left.invert_yaxis()
 
-    peaks = [result['peak_mib'] or 0.0 for result in results]
+    peaks = [result.peak_mib or 0.0 for result in results]
     right.barh(places, peaks, color=colours)
     for place, result in zip(places, results):
-        peak = result['peak_mib']
-        right.text(peak or 0.0, place, f'  {short(peak)}', va='center', fontsize=9)
+        right.text(
+            result.peak_mib or 0.0, place, f'  {short(result.peak_mib)}', va='center', fontsize=9
+        )
     right.set_xlabel('peak memory, MiB')
-    for axes, longest in ((left, max(map(sum, zip(medians, tails)))), (right, max(peaks))):
+    for axes, longest in ((left, max(t['p95'] for t in times)), (right, max(peaks))):
         axes.set_xlim(0, longest * 1.3 or 1)  # room for the numbers
         axes.spines[['top', 'right']].set_visible(False)
     figure.suptitle(title, fontsize=9)

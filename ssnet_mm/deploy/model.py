@@ -39,12 +39,26 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
     Raises:
         UserError: The model can't be built, or the weights are not its own.
     """
+    model = build_segmentor(cfg)
+    meta = load_checkpoint(model, checkpoint).get('meta', {})
+    return ready(model, cfg, meta.get('dataset_meta')).to(device).eval()
+
+
+def ready(model: Any, cfg: Config, dataset_meta: Any = None) -> Any:
+    """Give a segmentor what running it on images needs, as mmseg's ``init_model`` does.
+
+    Args:
+        model: Gets ``cfg``, with a ``test_pipeline``, and ``dataset_meta``.
+        cfg: The model's.
+        dataset_meta: Classes and palette; by default those of the config's data set.
+
+    Raises:
+        UserError: The config has no test pipeline.
+    """
     if 'test_pipeline' not in cfg:
         with config_errors(f'{cfg.filename} has neither test_pipeline nor test_dataloader'):
             _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
             cfg.test_pipeline = dataset.pipeline
-    model = build_segmentor(cfg)
-    meta = load_checkpoint(model, checkpoint).get('meta', {})
     model.cfg = cfg
-    model.dataset_meta = meta.get('dataset_meta') or config_meta(cfg)
-    return model.to(device).eval()
+    model.dataset_meta = dataset_meta or config_meta(cfg)
+    return model

@@ -6,7 +6,8 @@ from torch import nn
 
 from ssnet_mm import build_model
 from ssnet_mm.benchmark.layers import REST, LayerCost, Machine, count_macs, time_layers
-from ssnet_mm.benchmark.worker import build_segmentor
+from ssnet_mm.benchmark.rows import Row, Settings
+from ssnet_mm.benchmark.worker import build_row
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
@@ -34,7 +35,7 @@ def test_multiply_adds_by_hand(layer, macs):
 @pytest.mark.parametrize('name, giga', [('fcn8', 110.8), ('fastfcn8', 14.2)])
 def test_multiply_adds_of_the_networks(name, giga):
     with torch.device('meta'):
-        model, _ = build_segmentor(str(CONFIGS / f'{name}_voc.py'))
+        model, _ = build_row(Row(str(CONFIGS / f'{name}_voc.py')), Settings())
     macs = count_macs(model, (1, 3, 512, 512))
     assert round(macs[''] / 1e9, 1) == giga
     if name == 'fcn8':  # three 1x1 score layers on 64x64, 32x32 and 16x16, two x2 upsamplings

@@ -4,21 +4,22 @@ import pytest
 from PIL import Image
 
 from ssnet_mm.benchmark import report
+from ssnet_mm.benchmark.layers import REST, LayerCost, LayerTimes, Machine
+from ssnet_mm.benchmark.rows import Result, Row, Settings
 
 
-def result(**changes):
-    return {
-        'config': 'configs/net.py', 'backend': 'torch', 'precision': 'fp32', 'shape': [64, 64],
-        'batch': 2, 'params': 20_713_530, 'macs': 14_241_746_944,
-        'latency_ms': {'median': 50.0, 'p95': 60.0}, 'end_to_end_ms': None, 'images_per_s': 40.0,
-        'peak_mib': 1234.5, 'held_mib': None, 'ratio': 1.0, 'error': None, **changes,
+def result(runtime='torch', training=False, **changes):
+    values = {
+        'params': 20_713_530, 'macs': 14_241_746_944, 'network': [0.05] * 10 + [0.07],
+        'peak_mib': 1234.5, 'ratio': 1.0, **changes,
     }  # fmt: skip
+    row = Row('configs/net.py', runtime, training=training)
+    return Result(row, Settings(shape=(64, 64), batch=2), **values)
 
 
 FAILED = result(
-    backend='openvino', latency_ms=None, images_per_s=None, peak_mib=None, ratio=None,
-    error='openvino is not installed here',
-)  # fmt: skip
+    'openvino', network=[], peak_mib=None, ratio=None, error='openvino is not installed here'
+)
 
 
 def cells(line):
@@ -38,10 +39,10 @@ def test_a_table_of_results():
 
 
 def test_columns_that_only_some_runs_have():
-    end_to_end = report.table([result(end_to_end_ms={'median': 55.0, 'p95': 65.0}), FAILED])
+    end_to_end = report.table([result(end_to_end=[0.055]), FAILED])
     lines = end_to_end.splitlines()
     assert cells(lines[2])[cells(lines[0]).index('end to end ms')] == '55.0'
-    lines = report.table([result(backend='train', held_mib=877.2)]).splitlines()
+    lines = report.table([result(training=True, held_mib=877.2)]).splitlines()
     assert cells(lines[2])[cells(lines[0]).index('held MiB/image')] == '877'
 
 
@@ -54,26 +55,22 @@ def test_three_figures(number, text):
 
 
 def test_a_table_of_layers():
-    layers = [
-        dict(name='a', ms=3.0, macs=30_000_000, gflops=20.0, peak_share=0.2, limit_ms=0.6,
-             bound='arithmetic'),
-        dict(name='(all else)', ms=1.0, macs=0, gflops=0.0, peak_share=0.0, limit_ms=None,
-             bound=None),
-    ]  # fmt: skip
-    text = report.layer_table(
-        dict(config='c/net.py', backend='fused', peak_gflops=100.0, bandwidth_gb_s=12.0,
-             layers=layers)
-    )  # fmt: skip
-    title, _, head, _, first, rest, total = text.splitlines()
+    # 30 million multiply-adds at 100 GFLOP/s take 0.6 ms
+    costs = [LayerCost('a', 3e-3, 30_000_000, 12), LayerCost(REST, 1e-3, 0, 0)]
+    times = LayerTimes(Row('c/net.py', 'fused'), Settings(), Machine(100e9, 12e9), costs)
+    title, _, head, _, first, rest, total = report.layer_table(times).splitlines()
     assert title.startswith('net, fused: ') and '100 GFLOP/s' in title and '12.0 GB/s' in title
     assert cells(first) == ['a', '30.0', '3.00', '75.0', '20.0', '20', '0.60', 'arithmetic']
     assert cells(rest)[-2:] == ['-', '-']
     # 60 million operations in 4 ms are 15 GFLOP/s, 15% of the peak
     assert cells(total) == ['total', '30.0', '4.00', '100.0', '15.0', '15', '0.60', '-']
+    (layer, other) = times.to_dict()['layers']
+    assert layer['bound'] == 'arithmetic' and layer['peak_share'] == pytest.approx(0.2)
+    assert other['limit_ms'] is None and layer['gflops'] == pytest.approx(20)
 
 
 def test_a_chart_has_a_bar_for_each_row():
-    results = [result(), result(backend='fused', latency_ms={'median': 20.0, 'p95': 21.0}), FAILED]
+    results = [result(), result('fused', network=[0.02] * 10 + [0.021]), FAILED]
     image = Image.open(io.BytesIO(report.chart(results, 'title')))
     assert image.format == 'PNG'
     taller = Image.open(io.BytesIO(report.chart(results * 2, 'title')))

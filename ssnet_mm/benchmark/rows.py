@@ -1,0 +1,168 @@
+"""What is timed, how, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssnet_mm.deploy.model import check_device
+from ssnet_mm.deploy.runtimes import FORMATS
+from ssnet_mm.errors import UserError
+
+# Of a network in torch: as it is built, fused, and fused and compiled.
+IN_TORCH = ('torch', 'fused', 'compile')
+RUNTIMES = (*IN_TORCH, *(f.runtime for f in FORMATS.values()))
+PRECISIONS = ('fp32', 'fp16', 'bf16', 'int8')
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is timed.
+
+    Args:
+        config: Path, or ``mmseg::`` and the name of a config that mmseg brings along.
+        runtime: One of :data:`RUNTIMES`.
+        precision: One of :data:`PRECISIONS`, in training 'fp32' or 'amp'.
+        checkpoint: Weights; None leaves them as drawn.
+        training: Time a training step instead of a prediction.
+    """
+
+    config: str
+    runtime: str = 'torch'
+    precision: str = 'fp32'
+    checkpoint: str | None = None
+    training: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the config, short."""
+        return Path(self.config).stem
+
+    @property
+    def label(self) -> str:
+        """Short, for tables and charts."""
+        return f'{self.name}, {self.runtime}, {self.precision}'
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How all rows are timed.
+
+    Args:
+        shape: Height and width of the network's input.
+        batch: Images a pass.
+        threads: CPU threads of every runtime.
+        device: As torch names it.
+        rounds: Timed passes of each row.
+        end_to_end: Time the way from a JPEG file to its label map too.
+        num_classes: Put into every head; None leaves the configs' own.
+
+    Raises:
+        UserError: A size or count is not positive, or the device is not here.
+    """
+
+    shape: tuple[int, int] = (512, 512)
+    batch: int = 1
+    threads: int = 1
+    device: str = 'cpu'
+    rounds: int = 20
+    end_to_end: bool = False
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ('shape', 'batch', 'threads', 'rounds', 'num_classes'):
+            value = getattr(self, name)
+            if value is not None and np.min(value) < 1:
+                raise UserError(f'{name} must be at least 1, got {value}')
+        check_device(self.device)
+
+
+@dataclass
+class Result:
+    """What was measured of a row. What was not is None.
+
+    Args:
+        row: What was timed.
+        settings: How.
+        params: Parameters.
+        macs: Multiply-adds of one image.
+        network: Seconds of each pass: of the network alone, or of a training step.
+        end_to_end: Seconds of each way from a JPEG file to its label map.
+        peak_mib: The most memory that was needed.
+        held_mib: What one image holds until the backward pass.
+        ratio: Of the median time, to that of the first row.
+        error: Why the row failed, in one line.
+    """
+
+    row: Row
+    settings: Settings
+    params: int | None = None
+    macs: int | None = None
+    network: list[float] = field(default_factory=list)
+    end_to_end: list[float] = field(default_factory=list)
+    peak_mib: float | None = None
+    held_mib: float | None = None
+    ratio: float | None = None
+    error: str | None = None
+
+    @property
+    def images_per_s(self) -> float | None:
+        """By the median time."""
+        return self.settings.batch / float(np.median(self.network)) if self.network else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it: times in milliseconds, as median and 95th percentile."""
+        return {
+            'config': self.row.config,
+            'backend': self.row.runtime,
+            'precision': self.row.precision,
+            'training': self.row.training,
+            'shape': list(self.settings.shape),
+            'batch': self.settings.batch,
+            'params': self.params,
+            'macs': self.macs,
+            'latency_ms': milliseconds(self.network),
+            'end_to_end_ms': milliseconds(self.end_to_end),
+            'images_per_s': self.images_per_s,
+            'peak_mib': self.peak_mib,
+            'held_mib': self.held_mib,
+            'ratio': self.ratio,
+            'error': self.error,
+        }
+
+
+def milliseconds(seconds: Sequence[float]) -> dict[str, float] | None:
+    """Median and 95th percentile of some times, in milliseconds; None if there are none."""
+    if not seconds:
+        return None
+    median, p95 = np.percentile(seconds, (50, 95)) * 1e3
+    return {'median': float(median), 'p95': float(p95)}
+
+
+def plan(
+    configs: Sequence[str],
+    runtimes: Sequence[str] = ('torch',),
+    precisions: Sequence[str] = ('fp32',),
+    checkpoints: Sequence[str] = (),
+    training: bool = False,
+) -> list[Row]:
+    """All combinations, config by config, then runtime by runtime.
+
+    Raises:
+        UserError: The checkpoints are not one a config.
+    """
+    if checkpoints and len(checkpoints) != len(configs):
+        raise UserError(
+            f'checkpoints must be one file a config: got {len(checkpoints)} for {len(configs)}'
+        )
+    weights: Sequence[str | None] = checkpoints or [None] * len(configs)
+    return [
+        Row(config, runtime, precision, checkpoint, training)
+        for config, checkpoint in zip(configs, weights, strict=True)
+        for runtime in runtimes
+        for precision in precisions
+    ]
