@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ssnet_mm.errors import UserError
+
 
 def temporary_name(path: Path) -> Path:
     """A name beside a file, to write under before the file takes its own.
@@ -30,3 +32,13 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # still there only if something went wrong
+
+
+def write_result(path: str | os.PathLike[str], data: bytes) -> None:
+    """``atomic_write``, with a UserError where the place can't be written."""
+    try:
+        atomic_write(path, data)
+    except OSError as error:
+        raise UserError(
+            f"can't write {os.fspath(path)}: {error.strerror or error}; choose another place"
+        ) from error

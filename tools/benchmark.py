@@ -17,8 +17,8 @@ import torch
 
 from ssnet_mm.benchmark import compare, report
 from ssnet_mm.benchmark.rows import PRECISIONS, RUNTIMES, Settings, plan
-from ssnet_mm.errors import UserError, exit_on_user_error
-from ssnet_mm.files import atomic_write
+from ssnet_mm.errors import exit_on_user_error
+from ssnet_mm.files import write_result
 
 EPILOG = """
 configs of mmseg: mmseg::FOLDER/NAME.py names one that mmseg brings along; they lie under
@@ -105,18 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = report.table(results)
     print(f'{text}\n')
     if args.json:
-        _write(args.json, json.dumps([r.to_dict() for r in results], indent=2).encode() + b'\n')
+        write_result(
+            args.json, json.dumps([r.to_dict() for r in results], indent=2).encode() + b'\n'
+        )
     if args.chart:
-        _write(args.chart, report.chart(results, header))
+        write_result(args.chart, report.chart(results, header))
     if any(getattr(result, 'error', None) for result in results):
         sys.exit(1)
-
-
-def _write(path: str, data: bytes) -> None:
-    try:
-        atomic_write(path, data)
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror or error}') from error
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ from ssnet_mm.deploy.check import Report, compare, random_images
 from ssnet_mm.deploy.fusion import fuse
 from ssnet_mm.deploy.images import read_image
 from ssnet_mm.deploy.network import Network, make_processor
-from ssnet_mm.deploy.runtimes import FORMATS
+from ssnet_mm.deploy.runtimes import FORMATS, load, module_of
 from ssnet_mm.engine.config import describe
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import temporary_name
@@ -78,11 +78,13 @@ def export(
     network = Network(fuse(model, channels_last=False).cpu(), processor)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
-    files = [temporary.with_suffix(part) for part in kind.parts]
+    files = [temporary]  # the weights get their name first
+    if kind.beside:
+        files.insert(0, temporary.with_suffix(kind.beside))
     try:
         with _one_line(f'this model can not be exported to {format} ({precision})'):
-            kind.write(network, temporary, size, images)
-        run = kind.load(temporary).run
+            module_of(kind).write(network, temporary, size, images)
+        run = load(temporary).run
         with _one_line(f'{path} was not written: it does not run at other sizes'):
             report = compare(model, run, processor, images[:_CHECKED] or random_images(size))
         if not report.passes(precision):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.errors import UserError, require
-from ssnet_mm.files import atomic_write, temporary_name
+from ssnet_mm.files import temporary_name, write_result
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
@@ -110,8 +110,9 @@ def predict_images(
             continue
         indexed = Image.fromarray(labels)
         indexed.putpalette(segment.colours.tobytes())  # mode L becomes P
-        _write(out_dir / 'overlay' / name, segment.overlay(pixels, labels, opacity))
-        _write(out_dir / 'index' / name, indexed)
+        overlay = segment.overlay(pixels, labels, opacity)
+        write_result(out_dir / 'overlay' / name, _png(overlay))
+        write_result(out_dir / 'index' / name, _png(indexed))
     return failures
 
 
@@ -126,13 +127,10 @@ def progress(items: Sequence[Path], file: TextIO | None = None) -> Iterator[Path
     file.write('\n')
 
 
-def _write(path: Path, image: Image.Image) -> None:
+def _png(image: Image.Image) -> bytes:
     data = io.BytesIO()
     image.save(data, format='PNG')
-    try:
-        atomic_write(path, data.getvalue())
-    except OSError as error:
-        raise UserError(f"can't write {path}: {error.strerror}; choose another folder") from error
+    return data.getvalue()
 
 
 def predict(

@@ -1,9 +1,11 @@
 """What runs networks: a file a format of exported models, and one for mmseg's segmentors in torch.
 
 A format's module has two functions: ``load(path, device, threads, precision)`` makes a
-:class:`Session` of a file, ``write(network, path, size, images)`` writes a file. A new format is
-such a module and a row of :data:`FORMATS`. Modules, and with them their packages, are imported
-when they are used.
+:class:`Session` of a file, ``write(network, path, size, images)`` writes a
+:class:`ssnet_mm.deploy.network.Network`, in its processor's precision, with an example image of
+(height, width) ``size``; INT8 is calibrated on ``images``, of the network's input size. A new
+format is such a module and a row of :data:`FORMATS`. Modules, and with them their packages, are
+imported when they are used.
 """
 
 from __future__ import annotations
@@ -25,51 +27,23 @@ class Format:
 
     Args:
         suffix: What its name ends in.
-        module: Of this package.
+        module: Of this package, by name.
         runtime: What runs it.
         precisions: It can be written in.
-        parts: Suffixes of the files that a file consists of, in the order in which they may get
-            their names.
+        beside: Suffix of the file that holds its weights; None where one file holds all.
     """
 
     suffix: str
     module: str
     runtime: str
     precisions: tuple[str, ...]
-    parts: tuple[str, ...]
-
-    def load(
-        self,
-        path: str | os.PathLike[str],
-        device: str | None = None,
-        threads: int | None = None,
-        precision: str | None = None,
-    ) -> Session:
-        """Load a file of this format; as :func:`load`."""
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f'model {path} not found; check the path')
-        return self._module().load(path, device, threads, precision)
-
-    def write(self, network: Any, path: Path, size: tuple[int, int], images: Any) -> None:
-        """Write a :class:`ssnet_mm.deploy.network.Network`, in its processor's precision.
-
-        Args:
-            network: In evaluation mode, on the CPU.
-            path: The file.
-            size: Height and width of the example image.
-            images: For INT8: what to calibrate on, at the network's input size.
-        """
-        self._module().write(network, path, size, images)
-
-    def _module(self) -> Any:
-        return import_module(f'{__name__}.{self.module}')
+    beside: str | None = None
 
 
 FORMATS = {
-    'onnx': Format('.onnx', 'onnx', 'onnxruntime', ('fp32', 'fp16', 'int8'), ('.onnx',)),
-    'openvino': Format('.xml', 'openvino', 'openvino', ('fp32', 'fp16', 'int8'), ('.bin', '.xml')),
-    'torch-export': Format('.pt2', 'torch_export', 'torch-export', ('fp32', 'fp16'), ('.pt2',)),
+    'onnx': Format('.onnx', 'onnx', 'onnxruntime', ('fp32', 'fp16', 'int8')),
+    'openvino': Format('.xml', 'openvino', 'openvino', ('fp32', 'fp16', 'int8'), beside='.bin'),
+    'torch-export': Format('.pt2', 'torch_export', 'torch-export', ('fp32', 'fp16')),
 }
 
 
@@ -77,6 +51,11 @@ def format_of(path: str | os.PathLike[str]) -> Format | None:
     """The format that a file's name ends in; None if it is none."""
     suffix = Path(path).suffix.lower()
     return next((f for f in FORMATS.values() if f.suffix == suffix), None)
+
+
+def module_of(found: Format) -> Any:
+    """The module that loads and writes a format."""
+    return import_module(f'{__name__}.{found.module}')
 
 
 def load(
@@ -95,10 +74,13 @@ def load(
             in 'bf16' too. None is the file's.
 
     Raises:
-        UserError: It is missing or unreadable, or its runtime or the device is not here.
+        UserError: It is missing, unreadable or of no known format, or its runtime or the device is
+            not here.
     """
     found = format_of(path)
     if found is None:
         kinds = ', '.join(f.suffix for f in FORMATS.values())
         raise UserError(f'{path} is no exported model: expected a file {kinds}')
-    return found.load(path, device, threads, precision)
+    if not os.path.isfile(path):
+        raise UserError(f'model {path} not found; check the path')
+    return module_of(found).load(Path(path), device, threads, precision)

@@ -53,7 +53,7 @@ def load(path: Path, device: str | None, threads: int | None, precision: str | N
 
 
 def write(network: Network, path: Path, size: tuple[int, int], images: Sequence[Pixels]) -> None:
-    """Write a file; see :meth:`ssnet_mm.deploy.runtimes.Format.write`."""
+    """Write a file; see :mod:`ssnet_mm.deploy.runtimes`."""
     ov = require('openvino', 'openvino', 'this export')
     processor = network.processor
     model = ov.convert_model(io.BytesIO(graph(network, size).SerializeToString()))

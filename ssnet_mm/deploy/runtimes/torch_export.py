@@ -42,7 +42,7 @@ def load(path: Path, device: str | None, threads: int | None, precision: str | N
 
 
 def write(network: Network, path: Path, size: tuple[int, int], images: Sequence[Pixels]) -> None:
-    """Write a file; see :meth:`ssnet_mm.deploy.runtimes.Format.write`."""
+    """Write a file; see :mod:`ssnet_mm.deploy.runtimes`."""
     import torch
 
     symbolic = importlib.import_module('torch.fx.experimental._config')
