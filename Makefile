@@ -83,13 +83,13 @@ $(1)/bin/python -m pip install --no-deps --no-build-isolation -e .
 touch $(1)/.complete
 endef
 
-$(ENV): requirements/onedl.txt setup.py
+$(ENV): requirements/onedl.txt setup.py pyproject.toml
 	$(call check_python,0x30a0000 <= sys.hexversion,3.10 or later)
 	$(call make_venv,.venv)
 	$(PY) -m pip install -r requirements/onedl.txt
 	$(call finish,.venv)
 
-$(ENV_OPENMMLAB): requirements/openmmlab-build.txt requirements/openmmlab.txt setup.py
+$(ENV_OPENMMLAB): requirements/openmmlab-build.txt requirements/openmmlab.txt setup.py pyproject.toml
 	$(call check_python,0x30a0000 <= sys.hexversion < 0x30d0000,3.10 to 3.12 (the OpenMMLab stack))
 	@command -v $${CXX:-c++} >/dev/null || { echo 'error: no C++ compiler: mmcv is compiled from source (Debian: g++)' >&2; exit 1; }
 	$(call make_venv,.venv-openmmlab)

@@ -7,6 +7,7 @@ pipeline, and the colours and names from the data set's metainfo.
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,23 +17,38 @@ from typing import Any
 import mmcv
 import numpy as np
 import torch
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
-from mmseg.apis import init_model
 from mmseg.registry import DATASETS
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from ssnet_mm.engine.checkpoint import load_checkpoint
+from ssnet_mm.deploy.model import check_device, load_model
 from ssnet_mm.engine.config import config_errors, load_config
 from ssnet_mm.engine.preflight import check_data
 from ssnet_mm.errors import UserError
-from ssnet_mm.files import atomic_write
+from ssnet_mm.files import write_result
 
 COLUMNS = ('image', 'truth', 'prediction')
-PANEL = 256  # longest side of a panel, in pixels
-GAP, MARGIN = 6, 24  # between the panels of one image; around everything
 VOID = (224, 224, 192)  # VOC's own colour for what is not scored
-INK, PALE, PAPER = (32, 32, 32), (112, 112, 112), (255, 255, 255)
+PALE = '#707070'
+# lengths are in pixels, font sizes in points: at 72 dots per inch the same
+DPI = 72
+PANEL = 256  # the longest side of a panel
+GAP, MARGIN, HEADING = 6, 24, 94  # between panels, around all, above the panels
+STYLE: dict[Any, Any] = {
+    'font.size': 14,
+    'legend.borderaxespad': MARGIN / 14,
+    'legend.borderpad': 0,
+    'legend.frameon': False,
+    'legend.handleheight': 1,
+    'legend.handlelength': 1.3,
+    'text.color': '#202020',
+    'text.parse_math': False,  # names may hold a dollar sign
+}
 
 
 @dataclass(frozen=True)
@@ -45,10 +61,6 @@ class Sample:
     image: np.ndarray  # (H, W, 3), RGB
     truth: np.ndarray  # (H, W), class indices
     prediction: np.ndarray  # (H, W), class indices
-
-    @property
-    def maps(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.truth, self.prediction
 
 
 def pick_evenly(total: int, num: int) -> list[int]:
@@ -82,6 +94,7 @@ def predict_samples(
         yield Sample(image, truth.squeeze(0).numpy(), prediction.squeeze(0).numpy())
 
 
+@rc_context(STYLE)
 def draw_figure(
     samples: Sequence[Sample],
     classes: Sequence[str],
@@ -100,54 +113,46 @@ def draw_figure(
     """
     if not samples:
         raise ValueError('expected at least one sample to draw, got none')
-    large, small = ImageFont.load_default(size=22), ImageFont.load_default(size=15)
     colours = np.full((256, 3), VOID, dtype=np.uint8)
     colours[: len(classes)] = palette
-    legend = _legend(samples, classes, palette)
-
+    labels = {i for s in samples for m in (s.truth, s.prediction) for i in np.unique(m).tolist()}
+    shown = sorted({min(label, len(classes)) for label in labels})
+    names = [*classes, 'void']
+    patches = [Patch(facecolor=colours[i] / 255, edgecolor=PALE, label=names[i]) for i in shown]
     groups = 2 if len(samples) > 3 else 1
-    rows = -(-len(samples) // groups)
     sizes = [_panel_size(sample.image) for sample in samples]
-    cell_width = max(width for width, _ in sizes)
-    row_heights = [
-        max(height for _, height in sizes[row * groups : (row + 1) * groups]) for row in range(rows)
-    ]
-    group_width = len(COLUMNS) * (cell_width + GAP) - GAP
-    width = 2 * MARGIN + groups * group_width + (groups - 1) * MARGIN
-    heading = 68
-    panels_end = heading + 26 + sum(row_heights) + GAP * rows
-    places, lines = _flow([name for name, _ in legend], small, width - 2 * MARGIN)
+    cell_width = max(w for w, _ in sizes) + GAP
+    heights = [max(h for _, h in sizes[i : i + groups]) + GAP for i in range(0, len(sizes), groups)]
+    group_width = len(COLUMNS) * cell_width + MARGIN - GAP
+    width = MARGIN + groups * group_width
+    figure = Figure((width / DPI, 1), DPI, facecolor='white')
+    canvas = FigureCanvasAgg(figure)
+    for columns in range(len(patches), 0, -1):  # as many as fit
+        legend = figure.legend(handles=patches, ncols=columns, loc='lower left')
+        box = legend.get_window_extent()
+        if columns == 1 or box.width <= width - 2 * MARGIN:
+            break
+        legend.remove()
+    height = HEADING + sum(heights) + 14 + math.ceil(box.height) + MARGIN
+    figure.set_figheight(height / DPI)
 
-    canvas = Image.new('RGB', (width, panels_end + 14 + 26 * lines + MARGIN - 8), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    draw.text((MARGIN, 16), title, INK, large)
-    draw.text((MARGIN, 44), note, PALE, small)
-    for group in range(groups):
-        for column, name in enumerate(COLUMNS):
-            x = MARGIN + group * (group_width + MARGIN) + column * (cell_width + GAP)
-            draw.text((x + cell_width // 2, heading + 20), name, INK, small, anchor='ms')
-    for i, (sample, size) in enumerate(zip(samples, sizes)):
+    ax = figure.add_axes((0, 0, 1, 1))  # its coordinates are pixels from the upper left corner
+    ax.text(MARGIN, 34, title, size=21)
+    ax.text(MARGIN, 56, note, color=PALE)
+    for i, (sample, (w, h)) in enumerate(zip(samples, sizes)):
         row, group = divmod(i, groups)
-        y = heading + 26 + sum(row_heights[:row]) + GAP * row
-        panels = [_scaled(sample.image, size, Image.Resampling.BICUBIC)]
-        panels += [_scaled(colours[m], size, Image.Resampling.NEAREST) for m in sample.maps]
+        y = HEADING + sum(heights[:row])
+        panels = sample.image, colours[sample.truth], colours[sample.prediction]
         for column, panel in enumerate(panels):
-            x = MARGIN + group * (group_width + MARGIN) + column * (cell_width + GAP)
-            canvas.paste(panel, (x + (cell_width - size[0]) // 2, y))
-    for (name, colour), (x, line) in zip(legend, places):
-        x, y = x + MARGIN, panels_end + 14 + 26 * line
-        draw.rectangle((x, y, x + 18, y + 14), tuple(colour), PALE)
-        draw.text((x + 25, y + 13), name, INK, small, anchor='ls')
-    return canvas
-
-
-def _legend(
-    samples: Sequence[Sample], classes: Sequence[str], palette: Sequence[Sequence[int]]
-) -> list[tuple[str, Sequence[int]]]:
-    """Names and colours of what the label maps hold, void last."""
-    shown = np.unique(np.concatenate([np.unique(m) for sample in samples for m in sample.maps]))
-    legend = [(classes[i], palette[i]) for i in shown if i < len(classes)]
-    return legend + [('void', VOID)] * bool((shown >= len(classes)).any())
+            x = MARGIN + group * group_width + column * cell_width + (cell_width - GAP - w) // 2
+            resampling = 'nearest' if column else 'antialiased'  # labels must not be averaged
+            ax.imshow(panel, extent=(x, x + w, y + h, y), interpolation=resampling)
+            if row == 0:
+                ax.text(x + w / 2, y - 8, COLUMNS[column], ha='center')
+    ax.set(xlim=(0, width), ylim=(height, 0), aspect='auto')
+    ax.axis('off')
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def _panel_size(image: np.ndarray) -> tuple[int, int]:
@@ -156,22 +161,6 @@ def _panel_size(image: np.ndarray) -> tuple[int, int]:
     scale = PANEL / max(height, width)
     scale = int(scale) if scale >= 1 else scale
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _scaled(pixels: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    return Image.fromarray(pixels).resize(size, resample)
-
-
-def _flow(names: Sequence[str], font: Any, width: int) -> tuple[list[tuple[int, int]], int]:
-    """Where each legend entry goes (x and line), and the number of lines."""
-    places, x, line = [], 0, 0
-    for name in names:
-        advance = 25 + round(font.getlength(name)) + 22
-        if x and x + advance > width:
-            x, line = 0, line + 1
-        places.append((x, line))
-        x += advance
-    return places, line + 1
 
 
 def show_predictions(
@@ -203,16 +192,13 @@ def show_predictions(
         raise UserError(f'the number of images must be at least 1, got {num}')
     if out.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
         raise UserError(f'cannot write {out}: the name must end in .png or .jpg')
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    with config_errors(f'device {device} cannot be used'):
-        torch.zeros(1, device=device)
+    device = check_device(device)
     cfg = load_config(os.fspath(config), cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     check_data(cfg, 'val_dataloader', num_classes=None)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    with config_errors(f'the model of {config}'):
-        model = init_model(cfg, device=device)
-    load_checkpoint(model, checkpoint)  # not by init_model, which goes on with what does not fit
+    cfg.setdefault('test_dataloader', cfg.val_dataloader)  # whose images are shown
+    model = load_model(cfg, os.fspath(checkpoint), device)
     indices = pick_evenly(len(dataset), num)
     samples = list(predict_samples(model, dataset, indices))
     figure = draw_figure(
@@ -224,8 +210,5 @@ def show_predictions(
     )
     encoded = io.BytesIO()
     figure.save(encoded, format='PNG' if out.suffix.lower() == '.png' else 'JPEG', quality=92)
-    try:
-        atomic_write(out, encoded.getvalue())
-    except OSError as error:
-        raise UserError(f'cannot write {out}: {error.strerror or error}') from error
+    write_result(out, encoded.getvalue())
     return len(samples)

@@ -98,6 +98,8 @@ def requirements(metadata: Message, extra: str = '') -> dict[str, Requirement]:
         needed = requirement.marker is None or requirement.marker.evaluate({'extra': extra})
         if needed and bool(requirement.marker) == bool(extra):
             found[requirement.name] = requirement
+    for other in found.pop('ssnet_mm', Requirement('ssnet_mm')).extras:  # an extra of extras
+        found.update(requirements(metadata, other))
     return found
 
 

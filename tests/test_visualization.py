@@ -12,7 +12,6 @@ from PIL import Image
 
 from ssnet_mm.errors import UserError
 from ssnet_mm.visualization import (
-    PAPER,
     VOID,
     Sample,
     draw_figure,
@@ -23,6 +22,7 @@ from ssnet_mm.visualization import (
 
 CLASSES = ('ground', 'left', 'right')
 PALETTE = [[0, 0, 90], [200, 0, 0], [0, 200, 0]]
+PAPER = (255, 255, 255)
 BLUE = (10, 120, 240)  # of the images, so that nothing else in a figure has it
 
 
@@ -71,6 +71,9 @@ def test_the_legend_names_what_is_shown_and_nothing_else():
     swatches = np.asarray(without)[-40:]  # the panels end above
     shown = [(swatches == colour).all(axis=2).any() for colour in PALETTE]
     assert shown == [False, True, True]
+    legend = np.asarray(with_void)[-40:]
+    starts = [(legend == colour).all(axis=2).any(axis=0).argmax() for colour in (PALETTE[2], VOID)]
+    assert 0 < starts[0] < starts[1]  # void comes last
 
 
 def test_labels_stay_crisp_when_panels_are_scaled():
@@ -144,12 +147,17 @@ def test_more_images_than_there_are_show_all(tmp_path, tiny_config, tiny_checkpo
     assert show_predictions(tiny_config(), tiny_checkpoint, tmp_path / 'p.jpg', 9, 'cpu') == 4
 
 
+def test_a_config_needs_nothing_but_its_validation_images(tmp_path, tiny_config, tiny_checkpoint):
+    config = tiny_config('del test_dataloader, test_pipeline, test_evaluator, test_cfg')
+    assert show_predictions(config, tiny_checkpoint, tmp_path / 'p.png', 1, 'cpu') == 1
+
+
 @pytest.mark.parametrize(
     ('arguments', 'changes', 'message'),
     [
         (dict(num=0), '', 'at least 1, got 0'),
         (dict(out='picture.gif'), '', r'must end in \.png or \.jpg'),
-        (dict(device='nonsense'), '', 'device nonsense cannot be used'),
+        (dict(device='nonsense'), '', 'device nonsense'),
         (dict(config='none.py'), '', r'config none\.py not found'),
         (dict(checkpoint='none.pth'), '', r'checkpoint none\.pth not found'),
         ({}, 'model["decode_head"]["num_classes"] = 4', 'trained for 3 classes, the config says 4'),

@@ -1,7 +1,10 @@
 """Draw the miniature data set: VOC's layout and 21 classes, made in seconds."""
 
+from __future__ import annotations
+
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 from mmengine.utils import track_iter_progress
@@ -10,8 +13,7 @@ from ssnet_mm.errors import exit_on_user_error
 from ssnet_mm.miniature.folder import make_miniature
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -23,13 +25,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='seed of the drawing')
     parser.add_argument('--overwrite', action='store_true', help='replace another miniature')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 @exit_on_user_error
-def main() -> None:
-    """Draw the miniature and say where it lies."""
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     drawn = make_miniature(
         args.root,
         num_train=args.train,

@@ -159,6 +159,10 @@ def _noise(
     return (field - field.mean()) / field.std()
 
 
+def _sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
 def _wave(x: Array, sharpness: float = 3.0) -> Array:
     return 0.5 + 0.5 * np.tanh(sharpness * np.sin(2 * np.pi * x))
 
@@ -171,12 +175,12 @@ def _scales(u: Array, v: Array) -> Array:
 def _bricks(u: Array, v: Array) -> Array:
     row = np.floor(v * 2)
     joint = np.minimum(np.abs((u / 1.4 + row / 2) % 1 - 0.5) * 1.4, np.abs((v * 2) % 1 - 0.5) / 2)
-    return 1 / (1 + np.exp((joint - 0.08) * 60))
+    return _sigmoid((0.08 - joint) * 60)
 
 
 # each takes u, v (pattern coordinates, one period per unit) and n (slow noise)
 _TEXTURES: dict[str, Callable[[Array, Array, Array], Array]] = {
-    'plain': lambda u, v, n: 1 / (1 + np.exp(-n)),
+    'plain': lambda u, v, n: _sigmoid(n),
     'stripes': lambda u, v, n: _wave(u + 0.1 * n),
     'bands': lambda u, v, n: _wave(v + 0.03 * n),
     'checks': lambda u, v, n: 0.5 + 2 * (_wave(u * 0.7) - 0.5) * (_wave(v * 0.7) - 0.5),
@@ -188,7 +192,7 @@ _TEXTURES: dict[str, Callable[[Array, Array, Array], Array]] = {
     'marble': lambda u, v, n: _wave(u / 3 + 0.5 * n, 1),
     'blotches': lambda u, v, n: _wave(0.1 * n + 0.15 * np.sin(u * 2.4) * np.sin(v * 2.4), 5),
     'curls': lambda u, v, n: _wave(1.2 * n, 1),
-    'fur': lambda u, v, n: 1 / (1 + np.exp(-2 * n)),
+    'fur': lambda u, v, n: _sigmoid(2 * n),
 }
 _BETA = {'curls': 1.6, 'fur': 0.8, 'blotches': 2.0}
 
@@ -308,7 +312,7 @@ def _ground(rng: np.random.Generator, grid: Array) -> Array:
         layers.append(_paint(field, colours) * grain[..., None])
     wave = 3 * unit * np.sin(grid[0] / (9 * unit) + rng.uniform(0, 6))
     horizon = grid.shape[1] * rng.uniform(-0.2, 0.8) + wave
-    below = 1 / (1 + np.exp((horizon - grid[1]) / unit))[..., None]
+    below = _sigmoid((grid[1] - horizon) / unit)[..., None]
     return layers[0] * (1 - below) + layers[1] * below
 
 
@@ -329,11 +333,11 @@ def _places(rng: np.random.Generator, count: int, size: tuple[int, int]) -> list
     return centres
 
 
-def _draw_card(seed: int, split: int, index: int, slot: int) -> int:
-    """The class of an image's n-th object: each comes once in every 20 images of a slot."""
-    deck, place = divmod(index, len(_TOYS))
-    cards = np.random.default_rng([seed, split, deck, slot, 1]).permutation(len(_TOYS))
-    return 1 + int(cards[place])
+def _pick_class(seed: int, split: int, index: int, slot: int) -> int:
+    """The class of the object in an image's slot: 20 images in a row show each class once there."""
+    turn, place = divmod(index, len(_TOYS))
+    order = np.random.default_rng([seed, split, turn, slot, 1]).permutation(len(_TOYS))
+    return 1 + int(order[place])
 
 
 def draw_sample(
@@ -374,7 +378,7 @@ def draw_sample(
     centres = _places(rng, count, size)
     # The first is drawn last and so wholly in sight: 20 images suffice to show every class.
     for slot in reversed(range(count)):
-        label = _draw_card(seed, part, index, slot)
+        label = _pick_class(seed, part, index, slot)
         side = min(size) * rng.uniform(0.36, 0.56) * (1.15 - 0.08 * count)
         paint, coverage, shadow = _toy(rng, CLASSES[label], grid, centres[slot], side, direction)
         image *= 1 - 0.35 * shadow[..., None]
@@ -385,8 +389,7 @@ def draw_sample(
     image = image * _light(rng, grid, direction) + rng.normal(0, 0.012, image.shape)
     window = 2 * max(1, round(_unit(grid))) + 1
     ids = Image.fromarray(instances)
-    highest, lowest = (
-        ids.filter(f(window)) for f in (ImageFilter.MaxFilter, ImageFilter.MinFilter)
-    )
+    highest = ids.filter(ImageFilter.MaxFilter(window))
+    lowest = ids.filter(ImageFilter.MinFilter(window))
     mask[np.asarray(highest) != np.asarray(lowest)] = VOID
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), mask

@@ -1,6 +1,6 @@
 """The miniature: a drawn data set in Pascal VOC's layout, for whoever has no data yet.
 
-:mod:`.toys` draws the samples; this module writes them, whole or not at all, and never over
+:mod:`.drawing` draws the samples; this module writes them, whole or not at all, and never over
 anything that it did not write itself.
 """
 
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
@@ -71,8 +70,8 @@ def _contents(parameters: dict[str, Any]) -> set[str]:
     return {METADATA} | lists | images | masks | folders
 
 
-def _may_skip(root: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
-    """Whether ``root`` already holds what is wanted; UserError if it can't be drawn there."""
+def _is_drawn(root: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
+    """Whether ``root`` holds what is wanted already; UserError if it can't be drawn there."""
     if not root.exists():
         return False
     if not root.is_dir():
@@ -89,11 +88,11 @@ def _may_skip(root: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
         return False
     if differing := [f'{k} {found[k]} instead of {v}' for k, v in wanted.items() if found[k] != v]:
         raise UserError(
-            f'{root} holds a miniature with {", ".join(differing)}: overwrite it (--overwrite) or '
-            'choose another folder'
+            f'{root} holds a miniature with {", ".join(differing)}: set overwrite to replace it, '
+            'or choose another folder'
         )
     if missing := sorted(_contents(found) - there):
-        raise UserError(f'{root / missing[0]} is missing: draw the miniature again (--overwrite)')
+        raise UserError(f'{root / missing[0]} is missing: set overwrite to draw all anew')
     return True
 
 
@@ -151,26 +150,25 @@ def make_miniature(
         UserError: The numbers make no sense, or the folder can't be written or holds other things.
     """
     wanted = _parameters(num_train, num_val, size, seed)
-    scratch = None
+    samples = _samples(wanted)
     try:
         root = Path(root).resolve()
-        if _may_skip(root, wanted, overwrite):
+        if _is_drawn(root, wanted, overwrite):
             return False
-        samples = _samples(wanted)
+        root.parent.mkdir(parents=True, exist_ok=True)
         # beside the folder, so that renaming stays within one file system
-        scratch = root.parent / f'.{root.name}.{uuid.uuid4().hex[:8]}'
-        scratch.mkdir(parents=True)
-        _write(scratch / 'new', wanted, progress(samples) if progress else samples)
-        _may_skip(root, wanted, overwrite)  # someone may have written there meanwhile
-        if (root / METADATA).exists():
-            root.rename(scratch / 'old')
-        (scratch / 'new').rename(root)
+        with TemporaryDirectory(
+            prefix=f'.{root.name}.', dir=root.parent, ignore_cleanup_errors=True
+        ) as scratch:
+            new = Path(scratch, 'new')
+            _write(new, wanted, progress(samples) if progress else samples)
+            _is_drawn(root, wanted, overwrite)  # someone may have written there meanwhile
+            if (root / METADATA).exists():
+                root.rename(Path(scratch, 'old'))
+            new.rename(root)
     except OSError as error:
         raise UserError(
             f'cannot write the miniature to {root}: {error.strerror or error}; '
             'choose a folder that can be written'
         ) from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
     return True

@@ -184,7 +184,7 @@ def test_other_parameters_need_overwrite(tmp_path):
     root = tmp_path / 'mini'
     make_small(root, num_train=3)
     before = contents(root)
-    with pytest.raises(UserError, match=r'num_train 3 instead of 2: .*--overwrite'):
+    with pytest.raises(UserError, match=r'num_train 3 instead of 2: .*overwrite'):
         make_small(root, num_train=2)
     assert contents(root) == before
     assert make_small(root, num_train=2, overwrite=True)
