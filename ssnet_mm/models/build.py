@@ -6,11 +6,9 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from mmseg.registry import MODELS
 
-from .backbones.vgg16 import FC_INDEX, KERAS_BN, STAGES
+from ssnet_mm.constants import IMAGENET_MEAN, IMAGENET_STD, VGG16_STAGES
 
-# The mean and standard deviation of ImageNet's RGB values, in grey levels of 0..255.
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
+from .backbones.vgg16 import FC_INDEX, KERAS_BN
 
 CONV_TYPES: dict[str, dict | None] = {'conv': None, 'ds': dict(type='SeparableConv2d')}
 
@@ -68,7 +66,7 @@ def build_model(
     )
     if in_channels == 3:
         preprocessor.update(mean=IMAGENET_MEAN, std=IMAGENET_STD, bgr_to_rgb=True)
-    widths = [base_channels * factor for _, factor in STAGES]
+    widths = [base_channels * factor for _, factor in VGG16_STAGES]
     return MODELS.build(
         dict(
             type='EncoderDecoder',

@@ -17,14 +17,14 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssnet_mm.constants import BN_EPS, VGG16_STAGES
+
 from ..recompute import recompute_max_pool2d, recompute_stage
 
-# (3x3 convolutions, width in units of base_channels) of the five stages
-STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
-FC_INDEX = len(STAGES)  # fc7's place in out_indices, after pool1..pool5
+FC_INDEX = len(VGG16_STAGES)  # fc7's place in out_indices, after pool1..pool5
 
 # The original's BatchNormalization in torch's terms: momentum 0.99 in Keras is 0.01 here.
-KERAS_BN = dict(type='BN', eps=1e-3, momentum=0.01)
+KERAS_BN = dict(type='BN', eps=BN_EPS, momentum=0.01)
 
 
 class SamePool2x2(nn.MaxPool2d):
@@ -56,8 +56,8 @@ def _conv_module(*args: Any, **kwargs: Any) -> ConvModule:
 
 
 def _per_stage(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    if len(values) != len(STAGES) or any(v < 1 for v in values):
-        raise ValueError(f'{name} must be {len(STAGES)} positive integers, got {values}')
+    if len(values) != len(VGG16_STAGES) or any(v < 1 for v in values):
+        raise ValueError(f'{name} must be {len(VGG16_STAGES)} positive integers, got {values}')
     return tuple(values)
 
 
@@ -173,7 +173,7 @@ class VGG16(BaseModule):
         self.stages = nn.ModuleList()
         self.pools = nn.ModuleList()
         channels = in_channels
-        for (depth, factor), stride, dilation in zip(STAGES, strides, dilations, strict=True):
+        for (depth, factor), stride, dilation in zip(VGG16_STAGES, strides, dilations, strict=True):
             if len(self.stages) > max(out_indices):
                 break
             stage = nn.Sequential()
