@@ -51,6 +51,7 @@ lint: $(ENV) ## check style and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	.venv/bin/lint-imports
 
 format: $(ENV) ## put the style right
 	$(PY) -m ruff check --fix .
