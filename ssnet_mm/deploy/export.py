@@ -32,7 +32,7 @@ from ssnet_mm.deploy.segmenter import LOADERS, ExportedBackend, read_image
 from ssnet_mm.engine.preflight import check_data, describe, swaps_channels
 from ssnet_mm.errors import UserError, require
 from ssnet_mm.files import temporary_name
-from ssnet_mm.models import FCN8Head
+from ssnet_mm.models import CaffeFCN8Head
 
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2'}
 PRECISIONS = ('fp32', 'fp16', 'int8')
@@ -177,7 +177,7 @@ def make_recipe(model: Any, end_to_end: bool = False, precision: str = 'fp32') -
         channel_order='rgb' if swaps_channels(preprocessor) else 'bgr',
         resize=_resize_of(resizes[0]) if resizes else None,
         align_corners=model.align_corners,
-        crops=isinstance(head, FCN8Head) and head.final is not None,
+        crops=isinstance(head, CaffeFCN8Head),
         threshold=head.threshold if head.out_channels == 1 else None,
         end_to_end=end_to_end,
         precision=precision,
