@@ -36,6 +36,7 @@ def test_an_import_adds_the_parts_and_nothing_else():
         'mmengine.model.SeparableConv2d',
         'mmengine.weight initializer.ForeignPretrained',
         'mmseg.dataset.CamVidDataset',
+        'mmseg.model.CaffeFCN8Head',
         'mmseg.model.DistilledEncoderDecoder',
         'mmseg.model.FCN8Head',
         'mmseg.model.KLDistillLoss',
