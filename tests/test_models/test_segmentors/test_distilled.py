@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from helpers.nets import SEPARABLE, data_sample
+from helpers.nets import SEPARABLE, data_sample, draw_statistics
 from mmengine.config import ConfigDict
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
@@ -46,11 +46,7 @@ def scope():
 @pytest.fixture
 def weights(tmp_path) -> str:
     """A teacher's checkpoint, with statistics of its own."""
-    teacher = MODELS.build(copy.deepcopy(TEACHER))
-    for module in teacher.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2)
+    teacher = draw_statistics(MODELS.build(copy.deepcopy(TEACHER)))
     for score in teacher.decode_head.scores:
         nn.init.normal_(score.weight)
     torch.save({'state_dict': teacher.state_dict()}, tmp_path / 'teacher.pth')
