@@ -8,6 +8,7 @@ numbers, and Google's protobuf does the parsing.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from math import prod
 from typing import Any
@@ -78,7 +79,12 @@ def _net_parameter() -> Any:
     return factory.GetMessageClass(own.FindMessageTypeByName('caffe.NetParameter'))
 
 
-def read_caffemodel(path: str) -> dict[str, Tensor]:
+def recognises(path: str, start: bytes, members: Sequence[str] | None) -> bool:
+    """Whether it is named so: its files begin with nothing of their own."""
+    return members is None and path.lower().endswith('.caffemodel')
+
+
+def read(path: str) -> dict[str, Tensor]:
     """Read the blobs of all layers: ``LAYER.weight``, ``LAYER.bias`` and, were there more,
     ``LAYER.2`` and so on, in Caffe's shapes.
 

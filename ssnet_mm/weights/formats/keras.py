@@ -22,7 +22,7 @@ import json
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ssnet_mm.errors import UserError, require
 
+from ..dialects import KERAS_LAYERS
 from .size_limit import check_size, damaged
 
 # By Keras' names of the classes in snake case: what ``vars/0``, ``vars/1`` ... are.
@@ -40,46 +41,38 @@ _VARIABLES = {
     'conv2d_transpose': ('kernel', 'bias'),
     'batch_normalization': ('gamma', 'beta', 'moving_mean', 'moving_variance'),
 }
-# SSNeT's layers, as Keras sorts them: by their distance from the output, the score layers last.
-_CONVS = tuple(
-    f'conv{stage}_{i}'
-    for stage, depth in enumerate((2, 2, 3, 3, 3), 1)
-    for i in range(1, depth + 1)
-)
+# SSNeT's layers, in Keras' order.
+_CONVS = tuple(layer for key, layer in KERAS_LAYERS.items() if '.upsamples.' not in key)
 _ORDER = {
-    'conv2d': (*_CONVS, 'fc1', 'fc2', 'score32', 'score16', 'score8'),
-    'separable_conv2d': (*_CONVS, 'fc1', 'fc2', 'score32', 'score16', 'score8'),
-    'conv2d_transpose': ('upscore32', 'upscore16'),
-    'batch_normalization': tuple(f'{conv}_bn' for conv in _CONVS),
+    'conv2d': _CONVS,
+    'separable_conv2d': _CONVS,
+    'conv2d_transpose': tuple(layer for layer in KERAS_LAYERS.values() if layer not in _CONVS),
+    'batch_normalization': tuple(f'{conv}_bn' for conv in _CONVS if conv.startswith('conv')),
 }
+_HDF5 = b'\x89HDF\r\n\x1a\n'
 _CONTAINERS = ('layers', '_layer_checkpoint_dependencies')  # the second in Keras 2.12 to 2.15
 _NOT_WEIGHTS = ('optimizer', 'optimizer_weights', 'metrics')
 _DEPTH, _OBJECTS = 12, 100_000  # of groups; Keras needs six, and a few hundred
 
 
-def read_hdf5(path: str) -> dict[str, Tensor]:
-    """Read an HDF5 file of Keras: names are ``LAYER/NAME``, as ``conv1_1/kernel``.
+def recognises(path: str, start: bytes, members: Sequence[str] | None) -> bool:
+    """Whether it is HDF5, or a zip archive of a model's configuration and its weights."""
+    if members is None:
+        return start.startswith(_HDF5)
+    return {'config.json', 'model.weights.h5'} <= set(members)
+
+
+def read(path: str) -> dict[str, Tensor]:
+    """Read a file of Keras: names are ``LAYER/NAME``, as ``conv1_1/kernel``.
+
+    The sizes in a ``.keras`` archive must have been checked.
 
     Raises:
         UserError: It is damaged, hostile or not Keras', or does not tell which layer is which.
     """
-    return _read(path, path, None)
-
-
-def read_keras_zip(path: str) -> dict[str, Tensor]:
-    """Read a ``.keras`` archive, whose sizes the caller has checked; as :func:`read_hdf5`."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            config = json.loads(file.read('config.json'))
-            weights = io.BytesIO(file.read('model.weights.h5'))
-    except Exception as error:  # what fails in a damaged zip is not documented
-        raise damaged(path, error) from error
-    return _read(path, weights, config)
-
-
-def _read(path: str, source: str | io.BytesIO, config: Any) -> dict[str, Tensor]:
     h5py = require('h5py', 'h5py', f'reading {path}')
     try:
+        source, config = _open(path)
         with h5py.File(source, 'r') as file:
             datasets = dict(_datasets(h5py, path, file))
             if any(key.split('/')[0] in _CONTAINERS for key in datasets):
@@ -98,6 +91,15 @@ def _read(path: str, source: str | io.BytesIO, config: Any) -> dict[str, Tensor]
         raise
     except Exception as error:  # HDF5's errors are of all kinds
         raise damaged(path, error) from error
+
+
+def _open(path: str) -> tuple[str | io.BytesIO, Any]:
+    """The HDF5 of a file or in an archive, and the archive's configuration."""
+    with open(path, 'rb') as file:
+        if file.read(len(_HDF5)) == _HDF5:
+            return path, None
+    with zipfile.ZipFile(path) as archive:
+        return io.BytesIO(archive.read('model.weights.h5')), json.loads(archive.read('config.json'))
 
 
 def _datasets(h5py: Any, path: str, root: Any) -> Iterator[tuple[str, Any]]:
