@@ -106,10 +106,7 @@ class ForeignPretrained:
             model: The segmentor, whose data preprocessor is compared with what the weights expect.
         """
         self._check_order(module)
-        conversion = self._read()
-        with named(self.checkpoint):
-            matched = _match(module, conversion, self.skip)
-        _compare_input(matched, model, self.checkpoint)
+        _match(module, self._read(), self.skip, self.checkpoint, model)
 
     def __call__(self, module: nn.Module) -> None:
         """Load the weights into a module. Nothing that initialises later overwrites them."""
@@ -154,14 +151,15 @@ def load_into(
     Raises:
         UserError: They do not fit; the module is as it was.
     """
-    with named(path):
-        matched = _match(module, conversion, skip)
+    matched = _match(module, conversion, skip, path, module)
     module.load_state_dict(matched.state_dict, strict=False)  # `match` is the stricter one
-    _compare_input(matched, module, path)
     return matched
 
 
-def _match(module: nn.Module, conversion: Conversion, skip: Sequence[str]) -> Conversion:
+def _match(
+    module: nn.Module, conversion: Conversion, skip: Sequence[str], path: str, model: nn.Module
+) -> Conversion:
+    """Match weights with a module, and warn if the model prepares other images than they expect."""
     eps = {
         part.eps
         for name, part in module.named_modules()
@@ -170,26 +168,23 @@ def _match(module: nn.Module, conversion: Conversion, skip: Sequence[str]) -> Co
     for value in eps:  # one, as VGG16 takes one norm_cfg
         conversion = with_bn_eps(conversion, value)
     shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    matched = match(conversion, shapes, skip)
-    head = getattr(module, 'decode_head', module)
-    if matched.level_scales and any('scores.' in key for key in matched.used):
-        scales = getattr(head, 'level_scales', None)
-        if scales is None or tuple(scales) != matched.level_scales[-len(scales) :]:
-            raise UserError(
-                f'{matched.source} scales the levels by {matched.level_scales}, the net by '
-                f'{scales}; set model.decode_head.level_scales="{matched.level_scales}"'
-            )
-    return matched
-
-
-def _compare_input(conversion: Conversion, model: nn.Module, path: str) -> None:
-    """Warn if a segmentor's images are prepared otherwise than those the weights were made for."""
-    expected, actual = conversion.input, input_of(model)
+    with named(path):
+        matched = match(conversion, shapes, skip)
+        theirs = matched.level_scales
+        if theirs and any('scores.' in key for key in matched.used):
+            scales = getattr(getattr(module, 'decode_head', module), 'level_scales', None)
+            if scales is None or tuple(scales) != theirs[-len(scales) :]:
+                raise UserError(
+                    f'{matched.source} scales the levels by {theirs}, the net by {scales}; set '
+                    f'model.decode_head.level_scales="{theirs}"'
+                )
+    expected, actual = matched.input, input_of(model)
     if expected and actual and not expected.is_close(actual):
         MMLogger.get_current_instance().warning(
             f'{path}: the weights expect {expected}, the data_preprocessor gives {actual}; set '
             'model.data_preprocessor accordingly'
         )
+    return matched
 
 
 def input_of(model: nn.Module) -> Input | None:

@@ -385,6 +385,17 @@ def test_archive_cut_short_or_packed_tight_is_refused(little, extracted):
     refused(path, 'unpacks to 4 MiB')
 
 
+def test_hdf5_with_an_archive_behind_it_is_read_as_hdf5(tmp_path, little):
+    h5py = pytest.importorskip('h5py')
+    path = tmp_path / 'a.h5'
+    with h5py.File(path, 'w') as file:
+        file['conv/a/kernel:0'] = np.float32([1])
+    with zipfile.ZipFile(path, 'a', zipfile.ZIP_DEFLATED) as file:  # whose sizes nobody has checked
+        file.writestr('config.json', '{}')
+        file.writestr('model.weights.h5', little)
+    same(read_weights(path), {'conv/kernel': np.float32([1])})
+
+
 def test_other_hdf5_is_not_taken_for_keras(tmp_path):
     h5py = pytest.importorskip('h5py')
     path = tmp_path / 'a.h5'

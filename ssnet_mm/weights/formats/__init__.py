@@ -21,22 +21,14 @@ from .size_limit import check_size, damaged
 
 
 class Format(NamedTuple):
-    """A row of the table of formats.
+    """A row of the table of formats."""
 
-    Args:
-        name: Whose it is, in words.
-        suffixes: Of its files' names.
-        recognises: Whether a file is of this format, by its path, its first 16 bytes, and the names
-            in it if it is a zip archive.
-        read: Reads such a file.
-        by_suffix: Whether reading goes by the suffix, which must then be there.
-    """
-
-    name: str
+    name: str  # whose it is, in words
     suffixes: tuple[str, ...]
+    # tells a file by its path, its first 16 bytes, and the names in it if it is a zip archive
     recognises: Callable[[str, bytes, Sequence[str] | None], bool]
     read: Callable[[str], dict[str, Tensor]]
-    by_suffix: bool = False
+    by_suffix: bool = False  # whether reading goes by the suffix, which must then be there
 
 
 # In the order in which they are asked: a safetensors header may look like a pickle, and Caffe's

@@ -152,23 +152,28 @@ def _names_by_class(path: str, file: Any, datasets: Iterable[str], config: Any) 
             groups[found[1]].setdefault(int(found[2] or 0), []).append(key)
         else:
             names[key] = key  # no layer of ours: left for the caller to tell of
-    layers = _layers_of(path, config) if config is not None else None
+    layers = None if config is None else _layers_of(path, config)
     for kind, by_count in groups.items():
         vars_of = [by_count[count] for count in sorted(by_count)]
-        given = [_name_attribute(file[keys[0].rpartition('/')[0]]) for keys in vars_of]
-        if not all(given):
-            given = list(layers[kind] if layers is not None else _order_of(kind, groups))
+        # recent versions of Keras 3 store a layer's name
+        given = [file[keys[0].rpartition('/')[0]].attrs.get('name') for keys in vars_of]
+        if not all(isinstance(name, str) and name for name in given):
+            if layers is not None:
+                given = layers[kind.replace('_', '')]
+            else:  # nothing tells how SSNeT's order goes on where both kinds are mixed
+                mixed = {'conv2d', 'separable_conv2d'} <= groups.keys()
+                given = [] if mixed else list(_ORDER[kind])
         if len(given) != len(vars_of):
-            whose = 'its config.json' if layers is not None else "SSNeT's network"
+            whose = "SSNeT's network" if layers is None else 'its config.json'
             raise UserError(
                 f'{path} does not tell which layer is which: it has {len(vars_of)} of {kind} with '
                 f'weights, {whose} {len(given)}; save the whole model in Keras: '
                 "model.save('NAME.keras')"
             )
+        variables = _VARIABLES[kind]
         for layer, keys in zip(given, vars_of):
             for key in keys:
                 index = int(key.rpartition('/')[2])
-                variables = _VARIABLES[kind]
                 if index >= len(variables) or (kind == 'batch_normalization' and len(keys) != 4):
                     raise UserError(
                         f'{path}: {layer}, a {kind}, has {len(keys)} weights, not the '
@@ -178,29 +183,16 @@ def _names_by_class(path: str, file: Any, datasets: Iterable[str], config: Any) 
     return names
 
 
-def _name_attribute(group: Any) -> str:
-    """A layer's name as recent versions of Keras 3 store it, or nothing."""
-    name = group.attrs.get('name')
-    return name if isinstance(name, str) else ''
-
-
-def _order_of(kind: str, groups: Mapping[str, Any]) -> tuple[str, ...]:
-    """The layers of a class in SSNeT, unless dense and separable ones are mixed."""
-    return () if {'conv2d', 'separable_conv2d'} <= groups.keys() else _ORDER[kind]
-
-
 def _layers_of(path: str, config: Any) -> dict[str, list[str]]:
-    """The names of a model's layers by their class in snake case, in order."""
+    """The names of a model's layers by their class in lower case, in order."""
     layers: dict[str, list[str]] = defaultdict(list)
     try:
         for layer in config['config']['layers']:
-            # Conv2D, SeparableConv2D, Conv2DTranspose, BatchNormalization
-            kind = re.sub(r'(?<=[a-z])(?=[A-Z])|(?<=D)(?=T)', '_', layer['class_name']).lower()
             name = layer['config']['name']
             if not isinstance(name, str):
                 raise TypeError(f'a layer is named {name!r}')
-            layers[kind].append(name)
-    except (KeyError, TypeError) as error:
+            layers[layer['class_name'].lower()].append(name)
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f'{path}: its config.json lists no layers; only functional models can be converted'
         ) from error
@@ -221,15 +213,10 @@ def _load(path: str, datasets: Mapping[str, Any]) -> dict[str, Tensor]:
                 'save the weights anew in Keras'
             )
     # a chunk is unpacked whole, and may be larger than its array
-    check_size(
-        path,
-        sum(
-            max(d.size, prod(d.chunks) if d.chunks else 0) * d.dtype.itemsize
-            for d in datasets.values()
-        ),
-    )
-    tensors = {}
-    for name, dataset in datasets.items():
-        array = dataset[()]
-        tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder('='), copy=False))
-    return tensors
+    sizes = {name: max(d.size, prod(d.chunks) if d.chunks else 0) for name, d in datasets.items()}
+    check_size(path, sum(sizes[name] * d.dtype.itemsize for name, d in datasets.items()))
+    arrays = {name: dataset[()] for name, dataset in datasets.items()}
+    return {
+        name: torch.from_numpy(array.astype(array.dtype.newbyteorder('='), copy=False))
+        for name, array in arrays.items()
+    }
