@@ -63,7 +63,7 @@ class CaffeFCN8Head(FCN8Head):
         >>> head = CaffeFCN8Head(in_channels=[32, 64, 32], num_classes=21, image_padding=100)
         >>> logits = head(net(torch.rand(1, 3, 97, 131)))
         >>> logits.shape, head.to_image(logits, (97, 131)).shape
-        (torch.Size([1, 21, 121, 153]), torch.Size([1, 21, 97, 131]))
+        (torch.Size([1, 21, 153, 185]), torch.Size([1, 21, 97, 131]))
     """
 
     upsample_padding = 0
