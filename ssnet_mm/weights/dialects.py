@@ -91,7 +91,8 @@ def _as_convolution(key: str, tensor: Tensor) -> Tensor:
     kernel = {f'{_FC6}weight': 7, f'{_FC7}weight': 1}.get(key)
     if kernel is None or tensor.dim() != 2 or tensor.shape[1] % kernel**2:
         return tensor
-    return tensor.reshape(len(tensor), -1, kernel, kernel)
+    out, inputs = tensor.shape
+    return tensor.reshape(out, inputs // kernel**2, kernel, kernel)
 
 
 # In Keras' order: by the distance from the output, score layers last.
@@ -217,21 +218,15 @@ def from_ours(tensors: Tensors) -> Conversion:
     )
 
 
-SOURCES: dict[str, Callable[[Tensors], Conversion]] = {
-    'torchvision': from_torchvision,
-    'mmpretrain': from_mmpretrain,
-    'keras': from_keras,
-    'caffe': from_caffe,
-    'ssnet_mm': from_ours,
+# Each with a pattern that tells it: one of its names matches.
+_DIALECTS: dict[str, tuple[Callable[[Tensors], Conversion], str]] = {
+    'torchvision': (from_torchvision, r'features\.\d+\.weight'),
+    'mmpretrain': (from_mmpretrain, r'(backbone\.)?features\.\d+\.conv\.weight'),
+    'keras': (from_keras, r'conv1_1/.+'),
+    'caffe': (from_caffe, r'conv1_1\.(weight|bias)'),
+    'ssnet_mm': (from_ours, r'(backbone\.)?stages\.\d\.\d\.conv\..+'),
 }
-
-_SIGNS = {
-    'torchvision': r'features\.\d+\.weight',
-    'mmpretrain': r'(backbone\.)?features\.\d+\.conv\.weight',
-    'keras': r'conv1_1/.+',
-    'caffe': r'conv1_1\.(weight|bias)',
-    'ssnet_mm': r'(backbone\.)?stages\.\d\.\d\.conv\..+',
-}
+SOURCES = {source: convert for source, (convert, _) in _DIALECTS.items()}
 
 
 def detect(tensors: Tensors) -> str:
@@ -240,8 +235,8 @@ def detect(tensors: Tensors) -> str:
     Raises:
         UserError: It is none of them.
     """
-    for source, sign in _SIGNS.items():
-        if any(re.fullmatch(sign, key) for key in tensors):
+    for source, (_, pattern) in _DIALECTS.items():
+        if any(re.fullmatch(pattern, key) for key in tensors):
             return source
     raise UserError(
         f'the weights are none of {", ".join(SOURCES)}: their names begin with '
@@ -292,20 +287,16 @@ def _convert(
         over = [key for key in tensors if key not in used.values()]
         missing, misshapen = mismatches(state, shapes)
         described = [
-            f'{name(key)} {tuple(tensors[name(key)].shape)}, for {key} {shapes[key]}'
+            f'{used[key]} {tuple(tensors[used[key]].shape)}, for {key} {shapes[key]}'
             for key in misshapen
-        ]
-        integers = [
-            f'{name(key)} of {tensor.dtype}, not floating point'
+        ] + [
+            f'{used[key]} of {tensor.dtype}, not floating point'
             for key, tensor in state.items()
             if not tensor.is_floating_point() and not key.endswith(COUNTER)
         ]
+        unexpected = [key for key in over if key not in leave]
         problems = listed(
-            dict(
-                missing=[name(key) for key in missing],
-                misshapen=described + integers,
-                unexpected=[key for key in over if key not in leave],
-            )
+            dict(missing=[*map(name, missing)], misshapen=described, unexpected=unexpected)
         )
         if problems:
             raise UserError(f'{problems}; check the file, or name its source')

@@ -72,7 +72,7 @@ def whole_network(
             out_channels=classes,
         )
         if has(f'{HEAD}final.weight'):
-            parts['decode_head']['image_padding'] = 100  # Caffe's geometry
+            parts['decode_head'].update(type='mmseg.CaffeFCN8Head', image_padding=100)
     try:
         with torch.device('meta'), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # mmseg's remarks on class counts and losses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from math import prod
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -43,16 +44,13 @@ def read(path: str) -> dict[str, Tensor]:
                 if name in tensors:
                     raise UserError(f'{path} holds {name} twice; save it again')
                 with file.open(member) as stream:
-                    # what numpy.load would allocate is what the header declares: looked at before
-                    first = np.lib.format.read_magic(stream) == (1, 0)
-                    lib = np.lib.format
-                    header = lib.read_array_header_1_0 if first else lib.read_array_header_2_0
-                    shape, _, dtype = header(stream)
+                    shape, dtype = _header(stream)
                     if dtype.kind not in 'fi':
                         raise UserError(
                             f'{path}: {name} is of {dtype}, not of numbers; write it with '
                             'numpy.savez as float arrays'
                         )
+                    # numpy.load would allocate whatever the header declares
                     if prod(shape) * dtype.itemsize != member.file_size - stream.tell():
                         raise UserError(
                             f'{path} is damaged: {name} is said to be of {shape}, which its '
@@ -67,3 +65,12 @@ def read(path: str) -> dict[str, Tensor]:
     except Exception as error:  # what fails in a damaged zip is not documented
         raise damaged(path, error) from error
     return tensors
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    first = np.lib.format.read_magic(stream) == (1, 0)
+    read_header = (
+        np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read_header(stream)
+    return shape, dtype
