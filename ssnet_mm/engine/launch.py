@@ -169,6 +169,7 @@ def run(cfg: Config, mode: str, hooks: Sequence[Hook] = ()) -> None:
             raise UserError(f'config {cfg.filename}: {describe(error)}') from error
         raise
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()  # a process that leaves early may abort the others
         torch.distributed.destroy_process_group()
 
 
