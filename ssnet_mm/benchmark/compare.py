@@ -63,7 +63,11 @@ class Worker:
             done, answer = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            raise RowError(f'its process died ({_exit(self.process.exitcode)})') from None
+            code = self.process.exitcode or 0
+            how = f'exit code {code}' if code >= 0 else signal.Signals(-code).name
+            if how == 'SIGKILL':
+                how += ': out of memory?'
+            raise RowError(f'its process died ({how})') from None
         if not done:
             raise RowError(answer)
         return answer
@@ -73,13 +77,6 @@ class Worker:
         self.connection.close()
         self.process.terminate()
         self.process.join()
-
-
-def _exit(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f'exit code {code}'
-    name = signal.Signals(-code).name
-    return f'{name}: out of memory?' if name == 'SIGKILL' else name
 
 
 def run(
@@ -97,7 +94,7 @@ def run(
     workers: dict[int, Worker] = {}  # of the rows that did not fail, by their place
 
     @contextlib.contextmanager
-    def failing(place: int) -> Iterator[Result]:
+    def one_row(place: int) -> Iterator[Result]:
         """Keep a failure to its row."""
         result = results[place]
         try:
@@ -114,16 +111,16 @@ def run(
         try:
             for i, row in enumerate(rows):
                 say(f'{row.label}: preparing, {i + 1} of {len(rows)}')
-                with failing(i):
+                with one_row(i):
                     workers[i] = _start(context, row, settings, f'{folder}/{i}')
             for turn in range(settings.rounds):
                 say(f'round {turn + 1} of {settings.rounds}')
                 for i, worker in list(workers.items()):
-                    with failing(i) as result:
+                    with one_row(i) as result:
                         for name, seconds in worker.ask('turn').items():
                             getattr(result, name).append(seconds)
             for i, worker in list(workers.items()):
-                with failing(i) as result:
+                with one_row(i) as result:
                     for name, value in worker.ask('facts').items():
                         setattr(result, name, value)
         finally:

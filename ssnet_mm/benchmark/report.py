@@ -50,12 +50,8 @@ def table(results: Sequence[Result]) -> str:
         )
         if result.error:
             failures.append(f'failed: {result.row.label}: {result.error}')
-    left_out = set()
-    if not any(result.end_to_end for result in results):
-        left_out.add('end to end ms')
-    if not any(result.row.training for result in results):
-        left_out.add('held MiB/image')
-    head = [name for name in rows[0] if name not in left_out]
+    optional = ('end to end ms', 'held MiB/image')
+    head = [n for n in rows[0] if n not in optional or any(row[n] != '-' for row in rows)]
     return '\n'.join([markdown(head, [[row[name] for name in head] for row in rows]), *failures])
 
 

@@ -213,7 +213,18 @@ class Trainer:
             self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
         image = torch.rand(settings.batch, 3, *settings.shape) * 4 - 2
         self.inputs = image.to(self.device)
-        self.samples = _samples(settings, self.model.num_classes, self.device)
+        size = settings.shape
+        meta = dict(img_shape=size, ori_shape=size, pad_shape=size)
+        classes = self.model.num_classes
+        labels = torch.randint(classes, (settings.batch, 1, *size), device=self.device)
+        self.samples = [
+            SegDataSample(
+                metainfo=meta,
+                gt_sem_seg=PixelData(data=label),
+                gt_edge_map=PixelData(data=(label == 0).long()),  # which a few heads learn from
+            )
+            for label in labels
+        ]
         if self.device.type == 'cpu':  # as tools/train.py does
             tune_for_cpu(self.model)
         self.held_mib = held_bytes(self._loss, self.device) / MIB / settings.batch
@@ -233,20 +244,6 @@ class Trainer:
     def facts(self) -> dict[str, float | None]:
         """Peak memory over the turns, and what an image holds until the backward pass, in MiB."""
         return {'peak_mib': self.memory.peak_mib(), 'held_mib': self.held_mib}
-
-
-def _samples(settings: Settings, num_classes: int, device: torch.device) -> list[SegDataSample]:
-    """Random labels, and the edge maps that a few heads learn from."""
-    labels = torch.randint(num_classes, (settings.batch, 1, *settings.shape), device=device)
-    meta = dict(img_shape=settings.shape, ori_shape=settings.shape, pad_shape=settings.shape)
-    return [
-        SegDataSample(
-            metainfo=meta,
-            gt_sem_seg=PixelData(data=label),
-            gt_edge_map=PixelData(data=(label == 0).long()),
-        )
-        for label in labels
-    ]
 
 
 def serve(connection: Connection, make: Callable[..., Any], *args: Any) -> None:

@@ -65,13 +65,9 @@ def random_images(size: tuple[int, int]) -> list[Pixels]:
 def compare(
     model: Any, run: Callable[[Any], Any], processor: Processor, images: Sequence[Pixels]
 ) -> Report:
-    """Compare what runs an exported model with the model.
+    """Compare what runs an exported model with the segmentor, on any device, that it was made from.
 
-    Args:
-        model: The segmentor, on any device.
-        run: From a batch to a batch, as the processor says.
-        processor: Of the exported model.
-        images: RGB, (H, W, 3) or a batch of them; they are not resized.
+    The images are RGB, (H, W, 3) or batches of them, and not resized.
     """
 
     def classes(logits: Tensor) -> Tensor:
@@ -120,12 +116,9 @@ def compare(
 
 
 def verify(model: Any, path: str | os.PathLike[str], loader: str = 'val') -> dict[str, dict]:
-    """Score a segmentor and a file made from it with the config's data loader and its metric.
+    """Score a segmentor of ``load_model``, and what ``export`` made of it, on its config's data.
 
-    Args:
-        model: From ``load_model``; its ``cfg`` names data and metric.
-        path: What ``export`` wrote.
-        loader: 'val' or 'test': which ``*_dataloader`` and ``*_evaluator``.
+    ``loader`` is 'val' or 'test': which ``*_dataloader`` and ``*_evaluator``.
 
     Returns:
         The metric's values, such as ``mIoU``, of the ``model`` and of the ``exported`` one.

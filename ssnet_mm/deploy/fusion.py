@@ -1,9 +1,8 @@
 """A network made ready for inference: the same outputs from fewer layers.
 
-torch has the arithmetic of folding a norm into a convolution, and mmcv a walker over modules
-(``mmcv.cnn.fuse_conv_bn``). That one takes every norm which is *defined* after a convolution for
-one that *runs* after it, and does not look into separable layers. Here a pair is folded only where
-the class that runs it is known, and everything else stays as it is.
+mmcv's ``fuse_conv_bn`` takes every norm which is *defined* after a convolution for one that *runs*
+after it, and does not look into separable layers. Here a pair is folded only where the class that
+runs it is known.
 """
 
 from __future__ import annotations
@@ -33,18 +32,13 @@ _CONVS = (nn.Conv2d, MMCVConv2d)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
 
-# Classes whose `forward` runs `norm<i>` on the output of `conv<i>`, and nothing else reads that.
-# By the forward's home: subclasses that keep it (ResNetV1c, ResNeXt's blocks) are meant as well.
-_NUMBERED_PAIRS = {
-    f'{toolbox}.models.backbones.{name}.forward': numbers
+# Blocks and stems whose `forward` runs `norm<i>` on the output of `conv<i>`, which nothing else
+# reads. By the forward's home: subclasses that keep it (ResNetV1c, ResNeXt's) are meant as well.
+_NUMBERED_PAIRS = [
+    f'{toolbox}.models.backbones.{name}.forward'
     for toolbox in ('mmseg', 'mmpretrain')
-    for name, numbers in (
-        ('resnet.BasicBlock', (1, 2)),
-        ('resnet.Bottleneck', (1, 2, 3)),
-        ('resnet.ResNet', (1,)),  # the stem
-        ('hrnet.HRNet', (1, 2)),  # the stem
-    )
-}
+    for name in ('resnet.BasicBlock', 'resnet.Bottleneck', 'resnet.ResNet', 'hrnet.HRNet')
+]
 
 # Up to here one dense kernel is faster than a depthwise and a pointwise one: the image's channels.
 _DENSE_CHANNELS = 4
@@ -55,18 +49,16 @@ def fuse(model: nn.Module, *, channels_last: bool = True) -> nn.Module:
 
     - A batch norm is folded into the convolution it follows, in a separable layer into the
       pointwise half: in ``ConvModule``, ``nn.Sequential`` and the blocks and stems of ResNet and
-      HRNet. Where it is not certain what a norm follows, or where hooks are attached or a layer is
+      HRNet. Where it is not certain what a norm follows, where hooks are attached or a layer is
       shared, all stays as it is.
     - A ``SeparableConv2d`` of 1x1, or on at most four channels (the image), becomes one
       ``nn.Conv2d``.
     - The dropout of ``VGG16`` and of decode heads is gone.
 
-    What a layer's owner does with it is taken from the owner's class; code that reaches into a
-    block from outside, to read what a convolution gave before its norm, finds it normalised.
-
-    The result is for inference only: in eval mode, without gradients. ``train()`` brings back
-    neither norms nor dropout, and its checkpoints do not fit the model that it was made from. Fuse
-    again after further training: nothing is shared with the original, which is left as it was.
+    Code that reaches into a block, to read what a convolution gave before its norm, finds it
+    normalised. The copy is for inference only: in eval mode, without gradients. ``train()`` brings
+    back neither norms nor dropout, and its checkpoints do not fit the model that it was made from.
+    It shares nothing with that one, which is left as it was: fuse again after further training.
 
     Args:
         model: Any module: a whole segmentor, or a part.
@@ -154,9 +146,8 @@ def _pairs(module: Any) -> Iterator[tuple[str, str]]:
         order = ''.join(step[0] for step in module.order if step != 'act' or module.with_activation)
         if 'cn' in order and module.with_norm:
             yield 'conv', module.norm_name
-    else:
-        home = f'{forward.__module__}.{forward.__qualname__}'
-        for i in _NUMBERED_PAIRS.get(home, ()):
+    elif f'{forward.__module__}.{forward.__qualname__}' in _NUMBERED_PAIRS:
+        for i in (1, 2, 3):
             yield f'conv{i}', getattr(module, f'norm{i}_name', '')
 
 

@@ -18,8 +18,7 @@ _LOADING = ('LoadImageFromFile', 'LoadImageFromNDArray', 'LoadAnnotations', 'Pac
 def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32') -> Processor:
     """Read off a segmentor what surrounds its network.
 
-    Raises:
-        UserError: It does what a processor can't tell: sliding windows, padding, other transforms.
+    UserError where a processor can't tell that: sliding windows, padding, other transforms.
     """
     preprocessor, head = model.data_preprocessor, model.decode_head
     if model.test_cfg.get('mode', 'whole') != 'whole':

@@ -87,9 +87,6 @@ def predict_images(
 
     Returns:
         What went wrong with the images that were skipped, each named.
-
-    Raises:
-        UserError: A result can't be written, or would overwrite an input.
     """
     out_dir = Path(out_dir)
     folders = {(out_dir / kind).resolve() for kind in ('overlay', 'index')}
@@ -135,21 +132,11 @@ def predict_video(
 ) -> tuple[int, Path]:
     """Write the overlay of each frame of a video or camera to ``<name>.mp4``.
 
-    The file gets its name when it is whole; Ctrl-C ends it well, as does q in the window.
-
-    Args:
-        segment: What labels an image.
-        source: A video file, or a camera's number.
-        out_dir: Folder to write to.
-        opacity: Of the colours over the frames, 0 to 1.
-        show: Open a window beside.
-        limit: Frames to take; by default all that come.
+    The file gets its name when it is whole; the ``limit`` of frames, Ctrl-C, or q in the window
+    that ``show`` opens end it well.
 
     Returns:
         How many frames were written, and the file.
-
-    Raises:
-        UserError: The source has no frames, a window can't be opened, or a file not written.
     """
     cv2 = require('cv2', 'opencv-python', 'a video')
     source = os.fspath(source)
