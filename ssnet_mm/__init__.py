@@ -1,10 +1,10 @@
 """FCN8 and FastFCN8 for MMSegmentation.
 
 Importing the package registers its parts in the toolbox's registries and changes nothing else:
-``SeparableConv2d``, ``VGG16``, ``FCN8Head``, ``DistilledEncoderDecoder``, ``KLDistillLoss``,
-``CamVidDataset``, what :mod:`ssnet_mm.engine` adds to the Runner, and ``ForeignPretrained``. Where
-there is no toolbox the import succeeds all the same, for what runs exported models without one
-(:class:`ssnet_mm.deploy.Segmenter`); the parts then raise ImportError.
+``SeparableConv2d``, ``VGG16``, ``FCN8Head``, ``CaffeFCN8Head``, ``DistilledEncoderDecoder``,
+``KLDistillLoss``, ``CamVidDataset``, what :mod:`ssnet_mm.engine` adds to the Runner, and
+``ForeignPretrained``. Where there is no toolbox the import succeeds all the same, for what runs
+exported models without one (:class:`ssnet_mm.deploy.Segmenter`); the parts then raise ImportError.
 """
 
 from importlib.util import find_spec
@@ -13,6 +13,7 @@ from typing import Any
 from .version import __version__
 
 __all__ = [
+    'CaffeFCN8Head',
     'CamVidDataset',
     'DistilledEncoderDecoder',
     'FCN8Head',
@@ -44,7 +45,14 @@ if _missing is None:
     from . import engine, weights
     from .datasets import CamVidDataset
     from .layers import SeparableConv2d
-    from .models import VGG16, DistilledEncoderDecoder, FCN8Head, KLDistillLoss, build_model
+    from .models import (
+        VGG16,
+        CaffeFCN8Head,
+        DistilledEncoderDecoder,
+        FCN8Head,
+        KLDistillLoss,
+        build_model,
+    )
 else:
 
     def __getattr__(name: str) -> Any:

@@ -13,5 +13,5 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 # Mean of the BGR values in 0..255 that Caffe's FCN subtracts:
-# https://github.com/shelhamer/fcn.berkeleyvision.org/blob/master/voc_layers.py.
+# https://github.com/shelhamer/fcn.berkeleyvision.org/blob/master/voc-fcn8s/train.prototxt.
 CAFFE_MEAN_BGR = (104.00699, 116.66877, 122.67892)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from importlib import import_module, util
 from pathlib import Path
@@ -13,7 +14,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from PIL import Image
+
+pytest.register_assert_rewrite('helpers')
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -89,6 +93,19 @@ randomness = dict(seed=0)
 """
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same random numbers, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_default_scope(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ran before in this process, no default scope is set."""
+    monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
+    assert DefaultScope.get_current_instance() is None
+
+
 @pytest.fixture
 def tiny_data(tmp_path: Path) -> Path:
     """Four images of 45x37 (width, height) with three classes and a void border, as VOC's."""
@@ -133,3 +150,23 @@ def tool() -> Callable[[str], ModuleType]:
         return sys.modules[f'tools_{name}']
 
     return load
+
+
+@pytest.fixture
+def fails(
+    tool: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., str]:
+    """Run a tool that must end with exit code 2 and one line; return the line."""
+
+    def run(name: str, *args: object) -> str:
+        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py'])
+        with pytest.raises(SystemExit, match='^2$'):
+            tool(name).main([str(arg) for arg in args])
+        lines = capsys.readouterr().err.splitlines()
+        lines = [line for line in lines if 'elapsed' not in line]  # the progress bar
+        assert len(lines) == 1 and lines[0].startswith(f'{name}.py: error: '), lines
+        return lines[0]
+
+    return run

@@ -2,11 +2,11 @@
 
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.processes import run
 
 CODE = """
 import resource
@@ -26,11 +26,8 @@ HUGE_PAGES = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 def faults(**environment):
     """Whether memory is kept, and the page faults of twelve tensors, one after the other."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith('MALLOC_')}
-    run = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', CODE],
-        env=clean | environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    kept, count = run.stdout.split()[-2:]
+    printed = run(sys.executable, '-W', 'ignore', '-c', CODE, env=clean | environment)
+    kept, count = printed.split()[-2:]
     return kept == 'True', int(count)
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.nets import CONV_CFGS, SEPARABLE, data_sample
 from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
-from mmengine.structures import PixelData
 from mmengine.utils import import_modules_from_strings
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
-from mmseg.structures import SegDataSample
 from torch import nn
 
 import ssnet_mm  # noqa: F401  (registers what the configs name)
@@ -27,7 +25,7 @@ DOCUMENT = ROOT / 'docs' / 'mixing.md'
 CLASSES = 5
 TRAIN_SIZE, PREDICT_SIZE = (65, 97), (97, 131)
 BN = dict(type='BN')
-SEPARABLE = dict(type='SeparableConv2d')
+pytestmark = pytest.mark.usefixtures('no_default_scope')
 PREPROCESSOR = dict(
     type='mmseg.SegDataPreProcessor',  # with its scope, so that it is found without a default one
     mean=[123.675, 116.28, 103.53],
@@ -281,14 +279,6 @@ PREDICT_SIZES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    """Seeded, and without a default scope, whatever ran before in this process."""
-    torch.manual_seed(0)
-    monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
-    assert DefaultScope.get_current_instance() is None
-
-
 def build(cfg: dict) -> EncoderDecoder:
     if 'mmpretrain' in cfg['backbone']['type']:
         pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
@@ -306,9 +296,7 @@ def make_batch(size: tuple[int, int], classes: int, count: int) -> dict:
     for _ in range(count):
         labels = torch.randint(classes, (1, *size))
         labels[:, :3] = 255
-        sample = SegDataSample(gt_sem_seg=PixelData(data=labels))
-        sample.set_metainfo(dict(img_shape=size, ori_shape=size))
-        samples.append(sample)
+        samples.append(data_sample(size, labels))
     images = [torch.randint(256, (3, *size), dtype=torch.uint8) for _ in range(count)]
     return dict(inputs=images, data_samples=samples)
 
@@ -448,7 +436,7 @@ def test_an_empty_init_cfg_leaves_separable_layers_as_they_start(backbone):
     assert fade(init_cfg=[]) > 0.6
 
 
-@pytest.mark.parametrize('conv_cfg', [None, SEPARABLE], ids=['conv', 'separable'])
+@CONV_CFGS
 def test_fusing_by_mmcv_keeps_the_logits(conv_cfg):
     model = build(under_head('PSPHead', conv_cfg))
     for _ in range(2):

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.nets import count_trainable
+from helpers.processes import run
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
@@ -22,15 +24,6 @@ import ssnet_mm
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
-
-
-def run(*command: object, **kwargs) -> str:
-    """Run a command and return what it printed; its whole output is shown where it fails."""
-    result = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, **kwargs
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
@@ -212,8 +205,7 @@ def test_the_model_index_tells_what_the_config_says(models, name):
     init_default_scope('mmseg')
     with torch.device('meta'):  # no memory is needed to count
         model = MODELS.build(cfg.model)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert entry['Metadata']['Parameters'] == trainable
+    assert entry['Metadata']['Parameters'] == count_trainable(model)
     assert entry['Metadata']['Batch Size'] == cfg.train_dataloader.batch_size
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ssnet_mm.deploy.processor import Processor
 from ssnet_mm.engine.config import swaps_channels
 from ssnet_mm.errors import UserError
-from ssnet_mm.models import FCN8Head
+from ssnet_mm.models import CaffeFCN8Head
 
 _LOADING = ('LoadImageFromFile', 'LoadImageFromNDArray', 'LoadAnnotations', 'PackSegInputs')
 
@@ -41,7 +41,7 @@ def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32'
         channel_order='rgb' if swaps_channels(preprocessor) else 'bgr',
         resize=_resize_of(pipeline[types.index('Resize')]) if 'Resize' in types else None,
         align_corners=model.align_corners,
-        crops=isinstance(head, FCN8Head) and head.final is not None,
+        crops=isinstance(head, CaffeFCN8Head),
         threshold=head.threshold if head.out_channels == 1 else None,
         end_to_end=end_to_end,
         precision=precision,

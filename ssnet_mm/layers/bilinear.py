@@ -1,4 +1,4 @@
-"""The weights with which a transposed convolution upsamples bilinearly.
+"""Transposed convolutions that upsample bilinearly.
 
 Source: Caffe's ``BilinearFiller``,
 https://github.com/BVLC/caffe/blob/master/include/caffe/filler.hpp.
@@ -7,7 +7,7 @@ https://github.com/BVLC/caffe/blob/master/include/caffe/filler.hpp.
 from math import ceil
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def bilinear_kernel(channels: int, kernel_size: int = 4) -> Tensor:
@@ -33,3 +33,18 @@ def bilinear_kernel(channels: int, kernel_size: int = 4) -> Tensor:
     weight = torch.zeros(channels, channels, kernel_size, kernel_size)
     weight[range(channels), range(channels)] = torch.outer(line, line)
     return weight
+
+
+def bilinear_upsampling(channels: int, stride: int, padding: int) -> nn.ConvTranspose2d:
+    """A transposed convolution without bias that upsamples bilinearly until it is trained.
+
+    Args:
+        channels: Channels in and out.
+        stride: Factor of the upsampling; the kernel is twice as large.
+        padding: Rows and columns taken off the output at each side; with ``stride / 2`` the output
+            is ``stride`` times as large as the input.
+    """
+    layer = nn.ConvTranspose2d(channels, channels, 2 * stride, stride, padding, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(bilinear_kernel(channels, 2 * stride))
+    return layer

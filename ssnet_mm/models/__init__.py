@@ -2,8 +2,15 @@
 
 from .backbones import VGG16
 from .build import build_model
-from .decode_heads import FCN8Head
+from .decode_heads import CaffeFCN8Head, FCN8Head
 from .losses import KLDistillLoss
 from .segmentors import DistilledEncoderDecoder
 
-__all__ = ['VGG16', 'DistilledEncoderDecoder', 'FCN8Head', 'KLDistillLoss', 'build_model']
+__all__ = [
+    'VGG16',
+    'CaffeFCN8Head',
+    'DistilledEncoderDecoder',
+    'FCN8Head',
+    'KLDistillLoss',
+    'build_model',
+]

@@ -14,10 +14,10 @@ from .dialects import (
     from_ours,
     from_torchvision,
 )
-from .formats.files import read_weights
+from .formats import read_weights
 from .initializer import ForeignPretrained, load_foreign, load_into
-from .match import fit, with_num_classes
-from .split_kernels import factorize, factorized
+from .match import match, with_num_classes
+from .split_kernels import with_split_kernels
 
 __all__ = [
     'SOURCES',
@@ -25,9 +25,6 @@ __all__ = [
     'ForeignPretrained',
     'Input',
     'detect',
-    'factorize',
-    'factorized',
-    'fit',
     'from_caffe',
     'from_keras',
     'from_mmpretrain',
@@ -35,7 +32,9 @@ __all__ = [
     'from_torchvision',
     'load_foreign',
     'load_into',
+    'match',
     'read_weights',
     'with_bn_eps',
     'with_num_classes',
+    'with_split_kernels',
 ]

@@ -1,20 +1,20 @@
-"""A foreign state dict turned into ours, with an account of every tensor."""
+"""Foreign weights under our names, with an account of every tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ssnet_mm.errors import UserError
+from ssnet_mm.constants import CAFFE_MEAN_BGR, IMAGENET_MEAN, IMAGENET_STD
+from ssnet_mm.errors import few
 from ssnet_mm.layers.bilinear import bilinear_kernel
 
-from .layout import BACKBONE, BN_PARAMETERS, HEAD, Shape, Sizes, layout
+BACKBONE, HEAD = 'backbone.', 'decode_head.'  # what a segmentor's names begin with
 
-_SHOWN_KEYS = 3  # of each kind of mismatch, so that the message stays one readable line
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,18 @@ class Input:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __str__(self) -> str:
+        return f'{self.channels}, mean {list(self.mean)}, std {list(self.std)}'
 
-IMAGENET_RGB = Input('RGB', (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-CAFFE_BGR = Input('BGR', (104.00699, 116.66877, 122.67892), (1.0, 1.0, 1.0))
+    def is_close(self, other: Input) -> bool:
+        """Whether the images are the same within a hundredth of a grey value."""
+        ours, theirs = (*self.mean, *self.std), (*other.mean, *other.std)
+        same = len(ours) == len(theirs) and np.allclose(ours, theirs, rtol=0, atol=0.01)
+        return self.channels == other.channels and same
+
+
+IMAGENET_RGB = Input('RGB', IMAGENET_MEAN, IMAGENET_STD)
+CAFFE_BGR = Input('BGR', CAFFE_MEAN_BGR, (1.0, 1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Conversion:
         input: The image the weights expect; None where the source does not fix it.
         level_scales: Fixed factors on the levels before their score layers, finest first; None
             where the source does not fix them.
-        errors: Of factorised kernels, by layer: the error's share of the kernel's norm, 0 to 1.
+        errors: Of split kernels, by layer: the error's share of the kernel's norm, 0 to 1.
     """
 
     source: str
@@ -85,139 +94,6 @@ class Conversion:
         lines += [f'  error {layer}: {error:.3f}' for layer, error in self.errors.items()]
         lines += [f'  note  {note}' for note in self.notes]
         return '\n'.join(lines)
-
-
-def few(keys: list[str]) -> str:
-    """The first few names, for a message."""
-    return ', '.join(keys[:_SHOWN_KEYS]) + (', ...' if len(keys) > _SHOWN_KEYS else '')
-
-
-def listed(problems: Mapping[str, list[str]]) -> str:
-    """What is wrong with which names, for a message; empty where nothing is."""
-    return '; '.join(f'{len(keys)} {kind}: {few(keys)}' for kind, keys in problems.items() if keys)
-
-
-def _infer_sizes(
-    shape_of: Callable[[str], Shape | None], name: Callable[[str], str], levels: int
-) -> Sizes:
-    """Read the widths off a few tensors.
-
-    Args:
-        shape_of: Gives the shape, in our layout, of what one of our names stands for, or None.
-        name: One of our names to the foreign one.
-        levels: Score layers in the source.
-
-    Raises:
-        UserError: The first convolution, which everything else is measured by, is not there.
-    """
-    stem = f'{BACKBONE}stages.0.0'
-    depthwise, pointwise = (
-        shape_of(f'{stem}.conv.{half}.weight') for half in ('depthwise', 'pointwise')
-    )
-    separable = depthwise is not None or pointwise is not None
-    half = '.pointwise' if separable else ''
-
-    def width(*layers: str) -> int | None:
-        """Outputs of the first of these layers of which anything is there."""
-        keys = [
-            f'{layer}{half}.{parameter}' for layer in layers for parameter in ('weight', 'bias')
-        ]
-        return next((shape[0] for key in keys if (shape := shape_of(key))), None)
-
-    first = f'{stem}.conv{half}.weight'
-    shape = shape_of(first)
-    if shape is None:
-        raise UserError(f'{name(first)} is missing, the first convolution; check the file')
-    if len(shape) != 4:
-        raise UserError(
-            f'{name(first)}, the first convolution, is misshapen: {shape}; check the file'
-        )
-    return Sizes(
-        in_channels=shape[1],
-        base_channels=shape[0],
-        fc_channels=width(f'{BACKBONE}fc6.conv', f'{BACKBONE}fc7.conv'),
-        separable=separable,
-        bn=any(shape_of(f'{stem}.bn.{parameter}') for parameter in BN_PARAMETERS),
-        levels=levels,
-        num_classes=(width(*(f'{HEAD}scores.{i}' for i in range(levels))) or 0) if levels else 0,
-        final=bool(levels and shape_of(f'{HEAD}final.weight')),
-    )
-
-
-def convert(
-    source: str,
-    tensors: Mapping[str, Tensor],
-    name: Callable[[str], str],
-    to_ours: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor,
-    reason_to_leave: Callable[[str], str | None] = lambda _: None,
-    levels: int = 0,
-    bn_eps: float | None = None,
-    **kwargs: Any,
-) -> Conversion:
-    """Rename and lay out a foreign state dict, whole or not at all.
-
-    Args:
-        source: The format and net, in words.
-        tensors: The foreign state dict.
-        name: One of our names to the foreign one.
-        to_ours: One of our names and the foreign tensor to the tensor in our layout.
-        reason_to_leave: Why a foreign tensor that has no place in our nets may be left; None if
-            there is no reason, which is an error.
-        levels: Score layers in the source.
-        bn_eps: The epsilon of the source's batch norm, if it has any.
-        **kwargs: Other fields of the :class:`Conversion`.
-
-    Raises:
-        UserError: A tensor is missing, misshapen or unexpected; it is named.
-    """
-
-    def get(key: str) -> Tensor | None:
-        foreign = tensors.get(name(key))
-        return None if foreign is None else to_ours(key, foreign)
-
-    def shape_of(key: str) -> Shape | None:
-        tensor = get(key)
-        return None if tensor is None else tuple(tensor.shape)
-
-    try:
-        sizes = _infer_sizes(shape_of, name, levels)
-    except UserError as error:
-        raise UserError(f'these are not the weights of {source}: {error}') from error
-    shapes = layout(sizes)
-    state: dict[str, Tensor] = {}
-    missing, misshapen = [], []
-    for key, shape in shapes.items():
-        tensor = get(key)
-        if tensor is None:
-            missing.append(name(key))
-        elif tuple(tensor.shape) != shape:
-            theirs = tuple(tensors[name(key)].shape)
-            misshapen.append(f'{name(key)} {theirs}, for {key} {shape}')
-        elif not tensor.is_floating_point():
-            misshapen.append(f'{name(key)} of {tensor.dtype}, not floating point')
-        else:
-            state[key] = tensor.contiguous()
-        if key.endswith('.running_var'):  # torch counts batches, the others do not
-            counter = key.replace('running_var', 'num_batches_tracked')
-            count = get(counter)
-            if count is not None:
-                state[counter] = count
-    used = {key: name(key) for key in state}
-    known = {*used.values(), *map(name, shapes)}
-    left = {key: reason_to_leave(key) for key in tensors if key not in known}
-    problems = {
-        'missing': missing,
-        'misshapen': misshapen,
-        'unexpected': [key for key, reason in left.items() if reason is None],
-    }
-    if any(problems.values()):
-        raise UserError(
-            f'these are not the weights of {source}: {listed(problems)}; check the file, or name '
-            'its source'
-        )
-    reasons = {key: reason for key, reason in left.items() if reason is not None}
-    bn_eps = bn_eps if sizes.bn else None
-    return Conversion(source, state, used, reasons, bn_eps=bn_eps, **kwargs)
 
 
 def with_bn_eps(conversion: Conversion, eps: float) -> Conversion:

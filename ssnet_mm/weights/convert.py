@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 from collections.abc import Sequence
@@ -11,28 +10,22 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import init_default_scope
-from mmseg.registry import MODELS
 from torch import Tensor
 
-from ssnet_mm.engine.config import config_errors, config_meta
+from ssnet_mm.constants import BN_EPS
+from ssnet_mm.engine.config import build_segmentor, config_errors, config_meta
 from ssnet_mm.engine.hooks import to_plain
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import atomic_write
 from ssnet_mm.version import __version__
-from ssnet_mm.weights import (
-    Conversion,
-    load_foreign,
-    load_into,
-    with_bn_eps,
-    with_num_classes,
-)
-from ssnet_mm.weights.batch_norm import estimate_bn_from_config
-from ssnet_mm.weights.formats.files import write_safetensors
+
+from .batch_norm import estimate_bn_from_config
+from .conversion import Conversion, with_bn_eps
+from .formats.checkpoints import write_safetensors
+from .initializer import load_foreign, load_into
+from .match import with_num_classes
 
 SUFFIXES = ('.pth', '.safetensors')
-OUR_EPS = 1e-3  # of batch norm in our configs
 
 
 def convert_weights(
@@ -76,13 +69,13 @@ def convert_weights(
     if dest.suffix not in SUFFIXES:
         raise UserError(f'{dest}: a checkpoint ends in {" or ".join(SUFFIXES)}')
     if dest.exists() and not overwrite:
-        raise UserError(f'{dest} is there already; choose another name, or say --overwrite')
+        raise UserError(f'{dest} is there already; choose another name, or set overwrite')
     if cfg is None and (bn_batches or skip):
-        raise UserError('estimating batch norm and skipping parameters need a net: give --config')
+        raise UserError('estimating batch norm and skipping parameters need a net: give a config')
     if cfg is not None and (num_classes is not None or bn_eps is not None):
         raise UserError(
-            "--num-classes and --bn-eps are the config's with --config; change them there, as in "
-            '--cfg-options model.decode_head.num_classes=N'
+            "num_classes and bn_eps are the config's where one is given; change them there, as in "
+            'model.decode_head.num_classes=N'
         )
     conversion = load_foreign(path, source, factorize)
     meta: dict[str, Any] = dict(ssnet_mm_version=__version__, source=conversion.source)
@@ -90,10 +83,12 @@ def convert_weights(
     if cfg is None:
         if num_classes is not None:
             conversion = with_num_classes(conversion, num_classes)
-        conversion = with_bn_eps(conversion, OUR_EPS if bn_eps is None else bn_eps)
+        conversion = with_bn_eps(conversion, BN_EPS if bn_eps is None else bn_eps)
         state = conversion.state_dict
     else:
-        model = _build(cfg)
+        model = build_segmentor(cfg)  # other pretrained weights that it names are not read
+        with config_errors(f'the model of {cfg.filename}'):
+            model.init_weights()
         conversion = load_into(model, conversion, skip, str(path))
         if bn_batches:
             estimate_bn_from_config(model, cfg, bn_batches)
@@ -101,18 +96,6 @@ def convert_weights(
         meta['dataset_meta'] = config_meta(cfg)
     _write(dest, state, to_plain(meta))
     return conversion
-
-
-def _build(cfg: Config) -> Any:
-    """The config's net with fresh weights; other pretrained weights it names are not read."""
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
-    with config_errors(f'the model of {cfg.filename}'):
-        model: Any = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
-        for module in model.modules():
-            if 'Pretrained' in str(getattr(module, 'init_cfg', None)):
-                module.init_cfg = None
-        model.init_weights()
-    return model
 
 
 def _write(dest: Path, state: dict[str, Tensor], meta: dict[str, Any]) -> None:

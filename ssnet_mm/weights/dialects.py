@@ -1,8 +1,13 @@
 """The dialects VGG16 and FCN weights come in, each turned into ours.
 
-Only names and layouts are known here, no model. Sources of the names: torchvision's
-``models/vgg.py``, mmpretrain's ``models/backbones/vgg.py``, the layer names of SSNeT's Keras code,
-and the prototxts of https://github.com/shelhamer/fcn.berkeleyvision.org, whose layer names
+A dialect is a table that leads from beginnings of our names to beginnings of foreign ones, and
+whatever else differs: ends of names, layouts, what may be left. Each ``from_*`` is a pure function
+of a foreign state dict, and raises :class:`UserError` with the foreign names of what is missing,
+misshapen or unexpected.
+
+Sources of the names: torchvision's ``models/vgg.py``, mmpretrain's ``models/backbones/vgg.py``, the
+layer names of SSNeT's Keras code, and the prototxts of
+https://github.com/shelhamer/fcn.berkeleyvision.org, whose layer names
 https://github.com/wkentaro/pytorch-fcn keeps in its state dicts.
 """
 
@@ -10,231 +15,183 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from itertools import accumulate
+from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
-from ssnet_mm.errors import UserError
+from ssnet_mm.constants import BN_EPS, VGG16_STAGES
+from ssnet_mm.errors import UserError, listed
 
-from .conversion import CAFFE_BGR, IMAGENET_RGB, Conversion, convert
-from .layout import BACKBONE, DEPTHS, HEAD
+from .conversion import BACKBONE, CAFFE_BGR, HEAD, IMAGENET_RGB, Conversion
+from .match import COUNTER, mismatches
+from .network import whole_network
 
 Tensors = Mapping[str, Tensor]
 
-KERAS_EPS = 1e-3  # inside batch norm's square root
-TORCH_EPS = 1e-5
+TORCH_EPS = 1e-5  # inside batch norm's square root
 CLASSIFIER = "the classifier of ILSVRC's 1000 classes, in whose place are score layers"
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_FC6, _FC7 = f'{BACKBONE}fc6.conv.', f'{BACKBONE}fc7.conv.'
+# The 3x3 convolutions: the beginning of our names, the stage, and the paper's name.
+_CONVS = [
+    (f'{BACKBONE}stages.{stage}.{i}.', stage, f'conv{stage + 1}_{i + 1}')
+    for stage, (depth, _) in enumerate(VGG16_STAGES)
+    for i in range(depth)
+]
 
-def _parts(key: str) -> tuple[str, str, str]:
-    """Split one of our names: ``('conv3_1', 'conv', 'weight')``, ``('fc6', 'conv', 'bias')``,
-    ``('scores.0', '', 'weight')``.
+
+def from_torchvision(tensors: Tensors) -> Conversion:
+    """Convert torchvision's ``vgg16`` or ``vgg16_bn``: ``features.N.*`` and ``classifier.N.*``.
+
+    The classifier may be missing. Its two hidden fully connected layers become fc6 (512 x 7 x 7
+    inputs, in this order) and fc7.
     """
-    if found := re.fullmatch(rf'{BACKBONE}stages\.(\d)\.(\d)\.(conv|bn)\.(.+)', key):
-        return f'conv{int(found[1]) + 1}_{int(found[2]) + 1}', found[3], found[4]
-    if found := re.fullmatch(rf'{BACKBONE}(fc\d)\.(conv)\.(.+)', key):
-        return found[1], found[2], found[3]
-    found = re.fullmatch(rf'{HEAD}((?:scores|upsamples)\.\d|final)\.(.+)', key)
-    assert found, key
-    return found[1], '', found[2]
+    bn = any(key.endswith('.running_mean') for key in tensors)
+    step = 3 if bn else 2  # modules a convolution: itself, its batch norm, its ReLU
+    names = {}
+    for n, (start, stage, _) in enumerate(_CONVS):
+        place = step * n + stage  # behind n convolutions, and a pooling for each stage
+        names[f'{start}conv.'] = f'features.{place}.'
+        names[f'{start}bn.'] = f'features.{place + 1}.'
+    return _from_classifier(f"torchvision's vgg16{'_bn' * bn}", tensors, names)
+
+
+def from_mmpretrain(tensors: Tensors) -> Conversion:
+    """Convert mmpretrain's ``VGG`` of depth 16, with or without norm and classifier.
+
+    ``features.N.conv.*``, ``features.N.bn.*`` and ``classifier.N.*``; also with the ``backbone.``
+    of a whole ``ImageClassifier`` before the names.
+    """
+    bn = any(key.endswith('.running_mean') for key in tensors)
+    prefix = BACKBONE if any(key.startswith(f'{BACKBONE}features.') for key in tensors) else ''
+    names = {start: f'{prefix}features.{n + stage}.' for n, (start, stage, _) in enumerate(_CONVS)}
+    return _from_classifier(f"mmpretrain's VGG16{' with norm' * bn}", tensors, names, prefix)
+
+
+def _from_classifier(
+    source: str, tensors: Tensors, names: Mapping[str, str], prefix: str = ''
+) -> Conversion:
+    fc = {_FC6: f'{prefix}classifier.0.', _FC7: f'{prefix}classifier.3.'}
+    last = (f'{prefix}classifier.6.weight', f'{prefix}classifier.6.bias')
+    return _convert(
+        source,
+        tensors,
+        {**names, **fc},
+        dict.fromkeys(last, CLASSIFIER),
+        to_ours=_as_convolution,
+        bn_eps=TORCH_EPS,
+        input=IMAGENET_RGB,
+    )
 
 
 def _as_convolution(key: str, tensor: Tensor) -> Tensor:
     """Fully connected fc6 and fc7 as the convolutions they are, over C x H x W inputs."""
-    kernel = {f'{BACKBONE}fc6.conv.weight': 7, f'{BACKBONE}fc7.conv.weight': 1}.get(key)
+    kernel = {f'{_FC6}weight': 7, f'{_FC7}weight': 1}.get(key)
     if kernel is None or tensor.dim() != 2 or tensor.shape[1] % kernel**2:
         return tensor
     out, inputs = tensor.shape
     return tensor.reshape(out, inputs // kernel**2, kernel, kernel)
 
 
-def _from_vgg(
-    source: str,
-    tensors: Tensors,
-    convolution: Callable[[int, int, str, str], str],
-    prefix: str = '',
-) -> Conversion:
-    """Convert a net of ``features`` and ``classifier``.
-
-    Args:
-        source: In words.
-        tensors: The state dict.
-        convolution: Names what is in ``features`` by stage and place in it, 'conv' or 'bn', and
-            parameter.
-        prefix: What all names begin with.
-    """
-
-    def name(key: str) -> str:
-        layer, kind, parameter = _parts(key)
-        if layer in ('fc6', 'fc7'):
-            return f'{prefix}classifier.{0 if layer == "fc6" else 3}.{parameter}'
-        stage, i = (int(number) - 1 for number in layer.removeprefix('conv').split('_'))
-        return prefix + convolution(stage, i, kind, parameter)
-
-    def reason(key: str) -> str | None:
-        classifier = (f'{prefix}classifier.6.weight', f'{prefix}classifier.6.bias')
-        return CLASSIFIER if key in classifier else None
-
-    return convert(
-        source, tensors, name, _as_convolution, reason, bn_eps=TORCH_EPS, input=IMAGENET_RGB
-    )
-
-
-def from_torchvision(tensors: Tensors) -> Conversion:
-    """Convert torchvision's ``vgg16`` or ``vgg16_bn``, with or without its classifier.
-
-    Its two hidden fully connected layers become fc6 (512 x 7 x 7 inputs, in this order) and fc7.
-
-    Args:
-        tensors: ``features.N.*`` and ``classifier.N.*``.
-
-    Raises:
-        UserError: A tensor is missing, misshapen or unexpected.
-    """
-    bn = any(key.endswith('.running_mean') for key in tensors)
-    step = 3 if bn else 2  # modules a convolution: itself, its batch norm, its ReLU
-    starts = [0, *accumulate(step * depth + 1 for depth in DEPTHS)]  # a pooling ends a stage
-
-    def convolution(stage: int, i: int, kind: str, parameter: str) -> str:
-        if kind == 'bn' and not bn:
-            return f'(none).{parameter}'  # in its place is the ReLU
-        return f'features.{starts[stage] + step * i + (kind == "bn")}.{parameter}'
-
-    return _from_vgg(f"torchvision's vgg16{'_bn' * bn}", tensors, convolution)
-
-
-def from_mmpretrain(tensors: Tensors) -> Conversion:
-    """Convert mmpretrain's ``VGG`` of depth 16, with or without norm and classifier.
-
-    Args:
-        tensors: ``features.N.conv.*``, ``features.N.bn.*`` and ``classifier.N.*``; also with the
-            ``backbone.`` of a whole ``ImageClassifier`` before the names.
-
-    Raises:
-        UserError: A tensor is missing, misshapen or unexpected.
-    """
-    prefix = BACKBONE if any(key.startswith(f'{BACKBONE}features.') for key in tensors) else ''
-    starts = [0, *accumulate(depth + 1 for depth in DEPTHS)]  # a pooling ends a stage
-
-    def convolution(stage: int, i: int, kind: str, parameter: str) -> str:
-        return f'features.{starts[stage] + i}.{kind}.{parameter}'
-
-    bn = any(key.endswith('.running_mean') for key in tensors)
-    return _from_vgg(f"mmpretrain's VGG16{' with norm' * bn}", tensors, convolution, prefix)
-
-
-_KERAS_LAYERS = {
-    'fc6': 'fc1',
-    'fc7': 'fc2',
-    'scores.0': 'score8',
-    'scores.1': 'score16',
-    'scores.2': 'score32',
-    'upsamples.0': 'upscore16',
-    'upsamples.1': 'upscore32',
+# In Keras' order: by the distance from the output, score layers last.
+KERAS_LAYERS = {
+    **{start: layer for start, _, layer in _CONVS},
+    f'{BACKBONE}fc6.': 'fc1',
+    f'{BACKBONE}fc7.': 'fc2',
+    f'{HEAD}scores.2.': 'score32',
+    f'{HEAD}scores.1.': 'score16',
+    f'{HEAD}scores.0.': 'score8',
+    f'{HEAD}upsamples.1.': 'upscore32',
+    f'{HEAD}upsamples.0.': 'upscore16',
 }
-_KERAS_BN = dict(zip(('weight', 'bias', 'running_mean', 'running_var'),
-                     ('gamma', 'beta', 'moving_mean', 'moving_variance')))  # fmt: skip
 _KERAS_CONV = {
-    'weight': 'kernel',
-    'bias': 'bias',
-    'depthwise.weight': 'depthwise_kernel',
-    'pointwise.weight': 'pointwise_kernel',
-    'pointwise.bias': 'bias',
+    'weight': '/kernel',
+    'bias': '/bias',
+    'depthwise.weight': '/depthwise_kernel',
+    'pointwise.weight': '/pointwise_kernel',
+    'pointwise.bias': '/bias',
+}
+_KERAS_ENDS = {
+    **_KERAS_CONV,
+    **{f'conv.{ours}': keras for ours, keras in _KERAS_CONV.items()},
+    'bn.weight': '_bn/gamma',
+    'bn.bias': '_bn/beta',
+    'bn.running_mean': '_bn/moving_mean',
+    'bn.running_var': '_bn/moving_variance',
 }
 
 
 def from_keras(tensors: Tensors) -> Conversion:
-    """Convert SSNeT's Keras FCN8 or FastFCN8.
+    """Convert SSNeT's Keras FCN8 or FastFCN8: ``LAYER/NAME``, as ``conv1_1/kernel``.
 
     Kernels turn from Keras' layouts into torch's: convolutions from (H, W, in, out), transposed
     ones from (H, W, out, in), depthwise ones from (H, W, C, 1). None is mirrored.
-
-    Args:
-        tensors: ``LAYER/NAME``, as ``conv1_1/kernel`` or ``conv1_1_bn/gamma``.
-
-    Raises:
-        UserError: A tensor is missing, misshapen or unexpected.
     """
-
-    def name(key: str) -> str:
-        layer, kind, parameter = _parts(key)
-        if kind == 'bn':
-            return f'{layer}_bn/{_KERAS_BN.get(parameter, parameter)}'
-        return f'{_KERAS_LAYERS.get(layer, layer)}/{_KERAS_CONV[parameter]}'
 
     def to_ours(key: str, tensor: Tensor) -> Tensor:
         if tensor.dim() != 4:
             return tensor
         return tensor.permute((2, 3, 0, 1) if '.depthwise.' in key else (3, 2, 0, 1))
 
-    levels = 3 if any(key.startswith('score') for key in tensors) else 0
     separable = any(key.endswith('/depthwise_kernel') for key in tensors)
-    source = f"SSNeT's Keras {'Fast' * separable}FCN8"
-    return convert(source, tensors, name, to_ours, levels=levels, bn_eps=KERAS_EPS)
+    return _convert(
+        f"SSNeT's Keras {'Fast' * separable}FCN8",
+        tensors,
+        KERAS_LAYERS,
+        to_ours=to_ours,
+        ends=_KERAS_ENDS,
+        levels=3 if any(key.startswith('score') for key in tensors) else 0,
+        bn_eps=BN_EPS,
+    )
 
 
-# By levels: our names to Caffe's. The last entry takes the scores to the image.
-_CAFFE_HEADS: dict[int, dict[str, str]] = {
-    0: {},
-    1: {'scores.0': 'score_fr', 'final': 'upscore'},
-    2: {
-        'scores.0': 'score_pool4',
-        'scores.1': 'score_fr',
-        'upsamples.0': 'upscore2',
-        'final': 'upscore16',
-    },
-    3: {
-        'scores.0': 'score_pool3',
-        'scores.1': 'score_pool4',
-        'scores.2': 'score_fr',
-        'upsamples.0': 'upscore_pool4',
-        'upsamples.1': 'upscore2',
-        'final': 'upscore8',
-    },
-}
-_CAFFE_NETS = ("Caffe's VGG16", "Caffe's FCN-32s", "Caffe's FCN-16s", "Caffe's FCN-8s")
+_CAFFE_SCORES = ('score_pool3', 'score_pool4', 'score_fr')
+_CAFFE_UPSAMPLES = ('upscore_pool4', 'upscore2')  # to pool3, to pool4
+_CAFFE_NETS = (  # by levels; the layer that takes the scores to the image
+    ("Caffe's VGG16", ''),
+    ("Caffe's FCN-32s", 'upscore'),
+    ("Caffe's FCN-16s", 'upscore16'),
+    ("Caffe's FCN-8s", 'upscore8'),
+)
+_CAFFE_SCALES = ('scale_pool3.weight', 'scale_pool4.weight')
 
 
 def from_caffe(tensors: Tensors) -> Conversion:
     """Convert Caffe's VGG16, FCN-32s, FCN-16s, FCN-8s or FCN-8s-at-once.
 
-    Which one it is shows in its score layers. FCN-8s-at-once differs from FCN-8s in its fixed
+    ``LAYER.weight`` and ``LAYER.bias``, the layers being conv1_1 ... fc7 and those named above.
+    Which net it is shows in its score layers. FCN-8s-at-once differs from FCN-8s in its fixed
     factors on pool3 and pool4; pytorch-fcn keeps them in code, so that its state dict does not tell
     which of the two it is. Fully connected fc6 and fc7 become convolutions.
-
-    Args:
-        tensors: ``LAYER.weight`` and ``LAYER.bias`` with the layers conv1_1 ... fc7, score_fr,
-            score_pool4, score_pool3, upscore2, upscore_pool4, upscore8, upscore16, upscore, and
-            scale_pool4, scale_pool3.
-
-    Raises:
-        UserError: A tensor is missing, misshapen or unexpected.
     """
-    finest_first = ('score_pool3.', 'score_pool4.', 'score_fr.')
-    present = (any(key.startswith(layer) for key in tensors) for layer in finest_first)
-    levels = next((3 - i for i, there in enumerate(present) if there), 0)
-    layers = _CAFFE_HEADS[levels]
-    factors = [_common_value(tensors.get(f'scale_{pool}.weight')) for pool in ('pool3', 'pool4')]
+    there = [any(key.startswith(f'{layer}.') for key in tensors) for layer in _CAFFE_SCORES]
+    finest = there.index(True) if any(there) else len(there)
+    levels = len(there) - finest
+    source, final = _CAFFE_NETS[levels]
+    names = {f'{start}conv.': f'{layer}.' for start, _, layer in _CONVS}
+    names |= {_FC6: 'fc6.', _FC7: 'fc7.', f'{HEAD}final.': f'{final}.'}
+    for part, layers in (('scores', _CAFFE_SCORES), ('upsamples', _CAFFE_UPSAMPLES)):
+        names |= {f'{HEAD}{part}.{i}.': f'{name}.' for i, name in enumerate(layers[finest:])}
 
-    def name(key: str) -> str:
-        layer, kind, parameter = _parts(key)
-        return f'{layers.get(layer, layer)}{"_bn" * (kind == "bn")}.{parameter}'
-
-    def reason(key: str) -> str | None:
-        if not levels and key in ('fc8.weight', 'fc8.bias'):
-            return CLASSIFIER
-        if levels == 3 and None not in factors and key.startswith('scale_pool'):
-            return 'a fixed factor: level_scales of the head'
-        return None
-
-    scales = (*factors, 1.0) if None not in factors else None
-    notes: tuple[str, ...] = ()
-    if levels:
-        notes = ("trained with Caffe's geometry: configs/fcn8_voc_caffe.py and its kin have it",)
-    return convert(
-        _CAFFE_NETS[levels] + '-at-once' * bool(scales), tensors, name, _as_convolution, reason,
-        levels, input=CAFFE_BGR, notes=notes, level_scales=scales,
-    )  # fmt: skip
+    leave = {} if levels else dict.fromkeys(('fc8.weight', 'fc8.bias'), CLASSIFIER)
+    factors = [_common_value(tensors.get(key)) for key in _CAFFE_SCALES]
+    at_once = levels == 3 and None not in factors
+    if at_once:
+        leave = dict.fromkeys(_CAFFE_SCALES, 'a fixed factor: level_scales of the head')
+    geometry = "trained with Caffe's geometry: configs/fcn8_voc_caffe.py and its kin have it"
+    return _convert(
+        f'{source}-at-once' if at_once else source,
+        tensors,
+        names,
+        leave,
+        to_ours=_as_convolution,
+        levels=levels,
+        input=CAFFE_BGR,
+        notes=(geometry,) if levels else (),
+        level_scales=(*factors, 1.0) if at_once else None,
+    )
 
 
 def _common_value(tensor: Tensor | None) -> float | None:
@@ -247,42 +204,29 @@ def _common_value(tensor: Tensor | None) -> float | None:
 def from_ours(tensors: Tensors) -> Conversion:
     """Take our own weights: a whole FCN8 or FastFCN8 of any class count, or its backbone alone.
 
-    Args:
-        tensors: Under our names; the backbone alone also without ``backbone.`` before them.
-
-    Raises:
-        UserError: A tensor is missing, misshapen or unexpected.
+    The backbone alone also without ``backbone.`` before the names.
     """
     bare = any(key.startswith('stages.') for key in tensors)
     levels = len({key.split('.')[2] for key in tensors if key.startswith(f'{HEAD}scores.')})
-
-    def name(key: str) -> str:
-        return key.removeprefix(BACKBONE) if bare else key
-
-    def reason(key: str) -> str | None:
-        if key.startswith('auxiliary_head.'):
-            return 'an auxiliary head, which prediction does not use'
-        return None
-
-    source = f"ssnet_mm's {'FCN8' if levels else 'VGG16'}"
-    return convert(source, tensors, name, reason_to_leave=reason, levels=levels)
+    auxiliary = [key for key in tensors if key.startswith('auxiliary_head.')]
+    return _convert(
+        f"ssnet_mm's {'FCN8' if levels else 'VGG16'}",
+        tensors,
+        {BACKBONE: ''} if bare else _NOTHING,
+        dict.fromkeys(auxiliary, 'an auxiliary head, which prediction does not use'),
+        levels=levels,
+    )
 
 
-SOURCES: dict[str, Callable[[Tensors], Conversion]] = {
-    'torchvision': from_torchvision,
-    'mmpretrain': from_mmpretrain,
-    'keras': from_keras,
-    'caffe': from_caffe,
-    'ssnet_mm': from_ours,
+# Each with a pattern that tells it: one of its names matches.
+_DIALECTS: dict[str, tuple[Callable[[Tensors], Conversion], str]] = {
+    'torchvision': (from_torchvision, r'features\.\d+\.weight'),
+    'mmpretrain': (from_mmpretrain, r'(backbone\.)?features\.\d+\.conv\.weight'),
+    'keras': (from_keras, r'conv1_1/.+'),
+    'caffe': (from_caffe, r'conv1_1\.(weight|bias)'),
+    'ssnet_mm': (from_ours, r'(backbone\.)?stages\.\d\.\d\.conv\..+'),
 }
-
-_SIGNS = {
-    'torchvision': r'features\.\d+\.weight',
-    'mmpretrain': r'(backbone\.)?features\.\d+\.conv\.weight',
-    'keras': r'conv1_1/.+',
-    'caffe': r'conv1_1\.(weight|bias)',
-    'ssnet_mm': r'(backbone\.)?stages\.\d\.\d\.conv\..+',
-}
+SOURCES = {source: convert for source, (convert, _) in _DIALECTS.items()}
 
 
 def detect(tensors: Tensors) -> str:
@@ -291,10 +235,73 @@ def detect(tensors: Tensors) -> str:
     Raises:
         UserError: It is none of them.
     """
-    for source, sign in _SIGNS.items():
-        if any(re.fullmatch(sign, key) for key in tensors):
+    for source, (_, pattern) in _DIALECTS.items():
+        if any(re.fullmatch(pattern, key) for key in tensors):
             return source
     raise UserError(
         f'the weights are none of {", ".join(SOURCES)}: their names begin with '
         f'{", ".join(list(tensors)[:3]) or "nothing"}'
     )
+
+
+def _convert(
+    source: str,
+    tensors: Tensors,
+    names: Mapping[str, str],
+    leave: Mapping[str, str] = _NOTHING,
+    *,
+    to_ours: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor,
+    ends: Mapping[str, str] = _NOTHING,
+    levels: int = 0,
+    bn_eps: float | None = None,
+    **kwargs: Any,
+) -> Conversion:
+    """Rename and lay out a foreign state dict, whole or not at all.
+
+    Args:
+        source: The format and net, in words.
+        tensors: The foreign state dict.
+        names: Beginnings of our names to those of foreign ones, where they differ.
+        leave: Foreign names that have no place in our nets and may be left, to the reason.
+        to_ours: One of our names and the foreign tensor to the tensor in our layout.
+        ends: What follows the beginning in our names to what follows it in foreign ones, where
+            they differ.
+        levels: Score layers in the source.
+        bn_eps: The epsilon of the source's batch norm, if it has any.
+        **kwargs: Other fields of the :class:`Conversion`.
+    """
+
+    def name(key: str) -> str:
+        start = next((start for start in names if key.startswith(start)), '')
+        end = key.removeprefix(start)
+        return names.get(start, '') + ends.get(end, end)
+
+    def get(key: str) -> Tensor | None:
+        foreign = tensors.get(name(key))
+        return None if foreign is None else to_ours(key, foreign)
+
+    try:
+        shapes = whole_network(get, name, levels)
+        state = {key: tensor.contiguous() for key in shapes if (tensor := get(key)) is not None}
+        used = {key: name(key) for key in state}
+        over = [key for key in tensors if key not in used.values()]
+        missing, misshapen = mismatches(state, shapes)
+        described = [
+            f'{used[key]} {tuple(tensors[used[key]].shape)}, for {key} {shapes[key]}'
+            for key in misshapen
+        ] + [
+            f'{used[key]} of {tensor.dtype}, not floating point'
+            for key, tensor in state.items()
+            if not tensor.is_floating_point() and not key.endswith(COUNTER)
+        ]
+        unexpected = [key for key in over if key not in leave]
+        problems = listed(
+            dict(missing=[*map(name, missing)], misshapen=described, unexpected=unexpected)
+        )
+        if problems:
+            raise UserError(f'{problems}; check the file, or name its source')
+    except UserError as error:
+        raise UserError(f'these are not the weights of {source}: {error}') from error
+    left = {key: leave[key] for key in over}
+    has_bn = any('.bn.' in key for key in shapes)
+    return Conversion(source, state, used, left, bn_eps=bn_eps if has_bn else None, **kwargs)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from mmengine.logging import MMLogger
 from mmengine.model.weight_init import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
@@ -19,9 +18,9 @@ from ssnet_mm.errors import UserError
 
 from .conversion import Conversion, Input, with_bn_eps
 from .dialects import SOURCES, detect
-from .formats.files import read_weights
-from .match import fit
-from .split_kernels import factorized
+from .formats import read_weights
+from .match import match
+from .split_kernels import with_split_kernels
 
 
 def load_foreign(
@@ -39,10 +38,10 @@ def load_foreign(
     """
     if source not in ('auto', *SOURCES):
         raise UserError(f'source must be one of auto, {", ".join(SOURCES)}, got {source!r}')
-    tensors = read_weights(path).tensors
+    tensors = read_weights(path)
     with named(path):
         conversion = SOURCES[detect(tensors) if source == 'auto' else source](tensors)
-        return factorized(conversion) if factorize else conversion
+        return with_split_kernels(conversion) if factorize else conversion
 
 
 @contextmanager
@@ -107,10 +106,7 @@ class ForeignPretrained:
             model: The segmentor, whose data preprocessor is compared with what the weights expect.
         """
         self._check_order(module)
-        conversion = self._read()
-        with named(self.checkpoint):
-            fitted = _fit(module, conversion, self.skip)
-        _compare_input(fitted, model, self.checkpoint)
+        _match(module, self._read(), self.skip, self.checkpoint, model)
 
     def __call__(self, module: nn.Module) -> None:
         """Load the weights into a module. Nothing that initialises later overwrites them."""
@@ -150,19 +146,20 @@ def load_into(
         path: Where the weights come from, for messages.
 
     Returns:
-        What was used, left and made anew; see :func:`ssnet_mm.weights.match.fit`.
+        What was used, left and made anew; see :func:`ssnet_mm.weights.match`.
 
     Raises:
         UserError: They do not fit; the module is as it was.
     """
-    with named(path):
-        fitted = _fit(module, conversion, skip)
-    module.load_state_dict(fitted.state_dict, strict=False)  # `fit` is the stricter one
-    _compare_input(fitted, module, path)
-    return fitted
+    matched = _match(module, conversion, skip, path, module)
+    module.load_state_dict(matched.state_dict, strict=False)  # `match` is the stricter one
+    return matched
 
 
-def _fit(module: nn.Module, conversion: Conversion, skip: Sequence[str]) -> Conversion:
+def _match(
+    module: nn.Module, conversion: Conversion, skip: Sequence[str], path: str, model: nn.Module
+) -> Conversion:
+    """Match weights with a module, and warn if the model prepares other images than they expect."""
     eps = {
         part.eps
         for name, part in module.named_modules()
@@ -170,26 +167,24 @@ def _fit(module: nn.Module, conversion: Conversion, skip: Sequence[str]) -> Conv
     }
     for value in eps:  # one, as VGG16 takes one norm_cfg
         conversion = with_bn_eps(conversion, value)
-    fitted = fit(conversion, {k: tuple(v.shape) for k, v in module.state_dict().items()}, skip)
-    head = getattr(module, 'decode_head', module)
-    if fitted.level_scales and any('scores.' in key for key in fitted.used):
-        scales = getattr(head, 'level_scales', None)
-        if scales is None or tuple(scales) != fitted.level_scales[-len(scales) :]:
-            raise UserError(
-                f'{fitted.source} scales the levels by {fitted.level_scales}, the net by {scales}; '
-                f'set model.decode_head.level_scales="{fitted.level_scales}"'
-            )
-    return fitted
-
-
-def _compare_input(conversion: Conversion, model: nn.Module, path: str) -> None:
-    """Warn if a segmentor's images are prepared otherwise than those the weights were made for."""
-    expected, actual = conversion.input, input_of(model)
-    if expected and actual and not _same(expected, actual):
+    shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    with named(path):
+        matched = match(conversion, shapes, skip)
+        theirs = matched.level_scales
+        if theirs and any('scores.' in key for key in matched.used):
+            scales = getattr(getattr(module, 'decode_head', module), 'level_scales', None)
+            if scales is None or tuple(scales) != theirs[-len(scales) :]:
+                raise UserError(
+                    f'{matched.source} scales the levels by {theirs}, the net by {scales}; set '
+                    f'model.decode_head.level_scales="{theirs}"'
+                )
+    expected, actual = matched.input, input_of(model)
+    if expected and actual and not expected.is_close(actual):
         MMLogger.get_current_instance().warning(
-            f'{path}: the weights expect {_words(expected)}, the data_preprocessor gives '
-            f'{_words(actual)}; set model.data_preprocessor accordingly'
+            f'{path}: the weights expect {expected}, the data_preprocessor gives {actual}; set '
+            'model.data_preprocessor accordingly'
         )
+    return matched
 
 
 def input_of(model: nn.Module) -> Input | None:
@@ -202,13 +197,3 @@ def input_of(model: nn.Module) -> Input | None:
         mean, std = (tuple(getattr(preprocessor, k).flatten().tolist()) for k in ('mean', 'std'))
     # images are loaded as BGR
     return Input('RGB' if swaps_channels(preprocessor) else 'BGR', mean, std)
-
-
-def _same(a: Input, b: Input) -> bool:
-    numbers = torch.tensor([*a.mean, *a.std]), torch.tensor([*b.mean, *b.std])
-    same = numbers[0].shape == numbers[1].shape and torch.allclose(*numbers, atol=0.01, rtol=0)
-    return a.channels == b.channels and same
-
-
-def _words(image: Input) -> str:
-    return f'{image.channels}, mean {list(image.mean)}, std {list(image.std)}'

@@ -1,4 +1,4 @@
-"""Our weights fitted to one net: another class count, more levels, no fc6; nothing by chance."""
+"""Weights matched with one network: every name and shape fits, or the difference is explained."""
 
 from __future__ import annotations
 
@@ -9,19 +9,31 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ssnet_mm.errors import UserError
+from ssnet_mm.errors import UserError, few, listed
 from ssnet_mm.layers.bilinear import bilinear_kernel
 
-from .conversion import Conversion, few, is_bilinear, listed
-from .layout import BACKBONE, HEAD, Shape
+from .conversion import BACKBONE, HEAD, Conversion, Shape, is_bilinear
 
-_AS_BUILT = 'as the net was built'
 _SCORES = re.compile(rf'{HEAD}scores\.(\d+)\.(?:pointwise\.)?weight')
 _LEVEL = re.compile(rf'{HEAD}(scores|upsamples)\.(-?\d+)\.(.+)')
 _FINAL = f'{HEAD}final.weight'
+COUNTER = '.num_batches_tracked'  # torch counts batches, the others do not
 
 
-def fit(
+def mismatches(
+    weights: Mapping[str, Tensor], shapes: Mapping[str, Shape]
+) -> tuple[list[str], list[str]]:
+    """The one strict check of weights against a network's names and shapes.
+
+    Returns:
+        The names that are missing, batch counters excepted, and those whose shapes differ.
+    """
+    missing = [key for key in shapes if key not in weights and not key.endswith(COUNTER)]
+    theirs = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    return missing, [key for key, shape in shapes.items() if theirs.get(key, shape) != shape]
+
+
+def match(
     conversion: Conversion, target: Mapping[str, Shape], skip: Sequence[str] = ()
 ) -> Conversion:
     """Choose what a net takes of some weights.
@@ -48,72 +60,76 @@ def fit(
             for this net; what is at fault is named.
     """
     prefix = _prefix(target)
-    names = {prefix + key: shape for key, shape in target.items()}
+    names = {prefix + key: key for key in target}  # ours, as in a segmentor, to the target's
     idle = [start for start in skip if not any(key.startswith(start) for key in target)]
     if idle:
         raise UserError(f'skip: no parameter of the net begins with {few(idle)}')
-    _check_kind(conversion.state_dict, names, prefix)
-    theirs = {key: tuple(tensor.shape) for key, tensor in conversion.state_dict.items()}
-    levels, classes = _head(names)
+    _check_kind(conversion.state_dict, names, prefix or BACKBONE)
+    levels, classes = _head({name: target[key] for name, key in names.items()})
+    theirs = {ours: tuple(weight.shape) for ours, weight in conversion.state_dict.items()}
     their_levels, their_classes = _head(theirs)
     finer = levels - their_levels if their_levels else 0  # levels are counted from the finest
     other_classes = bool(levels and their_levels) and classes != their_classes
 
-    given = {_shifted(key, finer): key for key in conversion.state_dict}
-    state: dict[str, Tensor] = {}
-    used, new, left = dict[str, str](), dict[str, str](), dict(conversion.left)
-    missing, misshapen, unexpected = list[str](), list[str](), list[str]()
-    for key, name in zip(target, names):
-        shape = names[name]
-        ours = given.pop(name, None)
+    given = {_shifted(ours, finer): ours for ours in theirs}
+    state, used, new = dict[str, Tensor](), dict[str, str](), dict[str, str]()
+    left, unexpected = dict(conversion.left), list[str]()
+
+    def as_built(key: str, why: str, ours: str | None = None, reason: str = '') -> None:
+        """Leave a parameter of the net as it is, and the weight there is for it, if any."""
+        new[key] = f'as the net was built: {why}'
+        if ours is not None:
+            left[conversion.used.get(ours, ours)] = reason or why
+
+    for name, key in names.items():
+        shape, ours = target[key], given.pop(name, None)
+        level = _LEVEL.fullmatch(name) if their_levels else None
         if key.startswith(tuple(skip)):
-            new[key] = f'{_AS_BUILT}: skipped, as asked'
-            if ours is not None:
-                left[_origin(conversion, ours)] = 'skipped, as asked'
-        elif ours is None:
-            level = _LEVEL.fullmatch(name)
-            if name.endswith('.num_batches_tracked'):
-                continue  # torch counts batches, the others do not
-            if name.startswith(BACKBONE) or (level and their_levels and int(level[2]) >= finer):
-                missing.append(key)
-            elif level is None or not their_levels:
-                new[key] = f'{_AS_BUILT}: the source has none'
-            elif other_classes or '.depthwise.' in name:
-                new[key] = f'{_AS_BUILT}: the source has no level this fine'
-            else:
-                zero = level[1] == 'scores'
-                state[key] = torch.zeros(shape) if zero else bilinear_kernel(classes, shape[-1])
-                new[key] = f'{"zero" if zero else "bilinear"}: the source has no level this fine'
-        elif other_classes and name.startswith(HEAD):
-            new[key] = f'{_AS_BUILT}: for {classes} classes'
-            left[_origin(conversion, ours)] = f'for {their_classes} classes'
-        elif theirs[ours] == shape:
-            state[key], used[key] = conversion.state_dict[ours], _origin(conversion, ours)
-        elif name == _FINAL and is_bilinear(conversion.state_dict[ours]):
-            new[key] = f'{_AS_BUILT}: of another stride'
-            left[_origin(conversion, ours)] = 'fixed bilinear upsampling, of another stride'
+            as_built(key, 'skipped, as asked', ours)
+        elif ours is not None and other_classes and name.startswith(HEAD):
+            as_built(key, f'for {classes} classes', ours, f'for {their_classes} classes')
+        elif (
+            ours is not None
+            and name == _FINAL
+            and shape != theirs[ours]
+            and is_bilinear(conversion.state_dict[ours])
+        ):
+            as_built(key, 'of another stride', ours, 'fixed bilinear upsampling, of another stride')
+        elif ours is not None:
+            state[key], used[key] = conversion.state_dict[ours], conversion.used.get(ours, ours)
+        elif (
+            name.startswith(BACKBONE)
+            or name.endswith(COUNTER)
+            or (level and int(level[2]) >= finer)
+        ):
+            continue  # missing, unless it counts batches: the check below tells
+        elif level is None:
+            as_built(key, 'the source has none')
+        elif other_classes or '.depthwise.' in name:
+            as_built(key, 'the source has no level this fine')
+        elif level[1] == 'scores':
+            state[key], new[key] = torch.zeros(shape), 'zero: the source has no level this fine'
         else:
-            misshapen.append(f'{key} ({theirs[ours]} instead of {shape})')
+            state[key] = bilinear_kernel(classes, shape[-1])
+            new[key] = 'bilinear: the source has no level this fine'
     for name, ours in given.items():
         reason = _reason_to_leave(name, conversion.state_dict[ours], names, prefix)
+        foreign = conversion.used.get(ours, ours)
         if reason is None:
-            unexpected.append(_origin(conversion, ours))
+            unexpected.append(foreign)
         else:
-            left[_origin(conversion, ours)] = reason
-    problems = dict(missing=missing, misshapen=misshapen, unexpected=unexpected)
-    if any(problems.values()):
+            left[foreign] = reason
+    missing, misshapen = mismatches(state, {k: v for k, v in target.items() if k not in new})
+    described = [f'{key} ({tuple(state[key].shape)} instead of {target[key]})' for key in misshapen]
+    problems = listed(dict(missing=missing, misshapen=described, unexpected=unexpected))
+    if problems:
         raise UserError(
-            f'{conversion.source} does not fit the net: {listed(problems)}; change the model to '
-            'match, or name what may stay as it is built (skip)'
+            f'{conversion.source} does not fit the net: {problems}; change the model to match, or '
+            'name what may stay as it is built (skip)'
         )
     if not used:
         raise UserError(f'{conversion.source} has nothing for this module')
     return replace(conversion, state_dict=state, used=used, left=left, new=new)
-
-
-def _origin(conversion: Conversion, ours: str) -> str:
-    """The foreign name of what one of our names stands for; ours where it was made anew."""
-    return conversion.used.get(ours, ours)
 
 
 def _prefix(target: Mapping[str, Shape]) -> str:
@@ -130,26 +146,24 @@ def _prefix(target: Mapping[str, Shape]) -> str:
 
 def _head(shapes: Mapping[str, Shape]) -> tuple[int, int]:
     """Score layers, and their classes; 0, 0 where there are none."""
-    scores = {key: found for key in shapes if (found := _SCORES.fullmatch(key))}
-    return len(scores), next((shapes[key][0] for key in scores), 0)
+    scores = [shape for key, shape in shapes.items() if _SCORES.fullmatch(key)]
+    return len(scores), scores[0][0] if scores else 0
 
 
-def _shifted(key: str, finer: int) -> str:
-    level = _LEVEL.fullmatch(key)
-    return f'{HEAD}{level[1]}.{int(level[2]) + finer}.{level[3]}' if level else key
+def _shifted(ours: str, finer: int) -> str:
+    """One of our names with its level counted as in a net of so many finer levels."""
+    level = _LEVEL.fullmatch(ours)
+    return f'{HEAD}{level[1]}.{int(level[2]) + finer}.{level[3]}' if level else ours
 
 
-def _check_kind(state: Mapping[str, Tensor], names: Mapping[str, Shape], prefix: str) -> None:
-    """Say it in words where nets differ as a whole; a list of keys would not help."""
-    part = prefix or BACKBONE
-
-    def kind(keys: Iterable[str]) -> tuple[bool, bool]:
-        text = ' '.join(key for key in keys if key.startswith(part))
-        return '.depthwise.' in text, '.bn.' in text
-
-    if not any(key.startswith(part) for key in state):
-        return  # nothing to compare
-    (their_separable, their_bn), (separable, bn) = kind(state), kind(names)
+def _check_kind(theirs: Iterable[str], names: Iterable[str], part: str) -> None:
+    """Say it in words where nets differ as a whole in some part; a list of keys would not help."""
+    given, needed = (
+        ' '.join(key for key in keys if key.startswith(part)) for keys in (theirs, names)
+    )
+    if not given:
+        return
+    their_separable, separable = ('.depthwise.' in keys for keys in (given, needed))
     if their_separable != separable:
         raise UserError(
             'the weights are of a separable net (FastFCN8), this one is dense (FCN8); set '
@@ -158,6 +172,7 @@ def _check_kind(state: Mapping[str, Tensor], names: Mapping[str, Shape], prefix:
             else 'the weights are of dense convolutions, the net has separable ones; ask for the '
             'closest separable ones (factorize), or set conv_cfg=None'
         )
+    their_bn, bn = ('.bn.' in keys for keys in (given, needed))
     if their_bn != bn:
         raise UserError(
             'the weights have batch norm, the net has none; set model.backbone.norm_cfg'
@@ -167,18 +182,17 @@ def _check_kind(state: Mapping[str, Tensor], names: Mapping[str, Shape], prefix:
         )
 
 
-def _reason_to_leave(
-    name: str, tensor: Tensor, names: Mapping[str, Shape], prefix: str
-) -> str | None:
+def _reason_to_leave(name: str, weight: Tensor, names: Iterable[str], prefix: str) -> str | None:
+    """Why a weight of ours may be left for which the net has no place; None if it may not."""
     if prefix and not name.startswith(prefix):
         return 'no part of this module'
     if name == _FINAL and any(key.startswith(f'{HEAD}scores.') for key in names):
-        bilinear = is_bilinear(tensor)
+        bilinear = is_bilinear(weight)
         return 'fixed bilinear upsampling, which resizing the logits does' if bilinear else None
-    part = '.'.join(name.split('.')[: 3 if name.startswith(f'{BACKBONE}stages.') else 2]) + '.'
     if name.startswith(BACKBONE):
-        absent = not any(key.startswith(part) for key in names)
-        return f'the net has no {part[len(BACKBONE) : -1]}' if absent else None
+        part = '.'.join(name.split('.')[: 3 if name.startswith(f'{BACKBONE}stages.') else 2])
+        absent = not any(key.startswith(f'{part}.') for key in names)
+        return f'the net has no {part.removeprefix(BACKBONE)}' if absent else None
     if not any(_LEVEL.fullmatch(key) for key in names):
         return 'the net has another head'
     level = _LEVEL.fullmatch(name)
@@ -205,14 +219,14 @@ def with_num_classes(conversion: Conversion, num_classes: int) -> Conversion:
         if not (_LEVEL.fullmatch(key) or key == _FINAL):
             continue
         if 'scores' not in key:
-            state[key], new[key] = bilinear_kernel(num_classes, tensor.shape[-1]), 'bilinear'
+            state[key], made = bilinear_kernel(num_classes, tensor.shape[-1]), 'bilinear'
         elif '.depthwise.' in key:
-            state[key], new[key] = torch.ones_like(tensor), 'one'
+            state[key], made = torch.ones_like(tensor), 'one'
         elif key.endswith('.bias'):
-            state[key], new[key] = torch.zeros(num_classes), 'zero'
+            state[key], made = torch.zeros(num_classes), 'zero'
         else:
             state[key] = 0.01 * torch.randn(num_classes, *tensor.shape[1:])
-            new[key] = 'drawn from a normal distribution of standard deviation 0.01'
-        new[key] += f', for {num_classes} classes'
+            made = 'drawn from a normal distribution of standard deviation 0.01'
+        new[key] = f'{made}, for {num_classes} classes'
         left[used.pop(key)] = f'for {classes} classes'
     return replace(conversion, state_dict=state, used=used, left=left, new=new)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from ssnet_mm.errors import UserError
 
-from .conversion import Conversion
-from .layout import BACKBONE, HEAD
+from .conversion import BACKBONE, HEAD, Conversion
 
 _CONVOLUTION = rf'{BACKBONE}.+\.conv|{HEAD}scores\.\d+'
 
@@ -52,54 +50,42 @@ def split_kernel(kernel: Tensor) -> tuple[Tensor, Tensor, float]:
     )
 
 
-def factorize(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
+def with_split_kernels(conversion: Conversion) -> Conversion:
     """FastFCN8's weights from FCN8's: every convolution split, everything else as it is.
 
-    Args:
-        state_dict: FCN8's, under our names.
-
     Returns:
-        FastFCN8's state dict, and by layer the error's share of the kernel's norm.
+        Of what it ``used`` each half names the dense tensor that it comes from; ``errors`` is what
+        each kernel lost.
 
     Raises:
         UserError: The convolutions are separable already.
     """
     state: dict[str, Tensor] = {}
+    used: dict[str, str] = {}
     errors: dict[str, float] = {}
-    for key, tensor in state_dict.items():
+    for key, tensor in conversion.state_dict.items():
         layer, _, parameter = key.rpartition('.')
         if layer.endswith(('.depthwise', '.pointwise')):
             raise UserError(f'there is nothing to factorize: {key} is separable already')
         if not re.fullmatch(_CONVOLUTION, layer):
-            state[key] = tensor
+            halves = {key: tensor}
         elif parameter == 'bias':
-            state[f'{layer}.pointwise.bias'] = tensor
+            halves = {f'{layer}.pointwise.bias': tensor}
         else:
             depthwise, pointwise, errors[layer] = split_kernel(tensor)
-            state[f'{layer}.depthwise.weight'] = depthwise
-            state[f'{layer}.pointwise.weight'] = pointwise
-    return state, errors
-
-
-def factorized(conversion: Conversion) -> Conversion:
-    """A conversion of dense weights as one of separable weights.
-
-    ``used`` names the dense tensor each half comes from, ``errors`` what each kernel lost.
-
-    Raises:
-        UserError: The convolutions are separable already.
-    """
-    state, errors = factorize(conversion.state_dict)
-    dense = {key: re.sub(r'\.(depthwise|pointwise)\.', '.', key) for key in state}
-    note = (
-        'relative errors of the kernels from '
-        f'{min(errors.values()):.3f} to {max(errors.values()):.3f}'
-    )
+            halves = {
+                f'{layer}.depthwise.weight': depthwise,
+                f'{layer}.pointwise.weight': pointwise,
+            }
+        state.update(halves)
+        used.update(dict.fromkeys(halves, conversion.used[key]))
+    low, high = min(errors.values()), max(errors.values())
+    note = f'relative errors of the kernels from {low:.3f} to {high:.3f}'
     return replace(
         conversion,
         source=f'{conversion.source}, factorised',
         state_dict=state,
-        used={key: conversion.used[dense[key]] for key in state},
+        used=used,
         notes=(*conversion.notes, note),
         errors=errors,
     )

@@ -4,6 +4,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from helpers.checkpoints import Hostile
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader
@@ -12,14 +13,6 @@ from torch import nn
 
 from ssnet_mm.engine import load_checkpoint, load_state_dict, read_checkpoint
 from ssnet_mm.errors import UserError
-
-
-class Hostile:
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -99,7 +92,6 @@ class Segmentor(BaseModel):
 @pytest.mark.parametrize('prefix', ['', 'module.'])
 @pytest.mark.parametrize('wrap', [False, True])
 def test_weights_arrive_from_any_nesting(tmp_path, nested, prefix, wrap):
-    torch.manual_seed(0)
     given, model = Segmentor(), Segmentor()
     weights = {prefix + key: value for key, value in given.state_dict().items()}
     torch.save(

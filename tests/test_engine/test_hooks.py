@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 import torch
+from helpers.checkpoints import Hostile
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
@@ -103,18 +104,10 @@ def test_nothing_to_resume_starts_fresh(tmp_path):
     assert find_checkpoint(None, True, str(tmp_path)) is None
 
 
-class Hostile:
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
 @pytest.mark.parametrize('way', ['load_from', 'resume', 'pretrained'])
 def test_a_runner_never_runs_code_from_a_checkpoint(tiny_config, tmp_path, way):
     marker, path = tmp_path / 'marker', tmp_path / 'hostile.pth'
-    torch.save({'state_dict': {}, 'x': Hostile(f'touch {marker}')}, path)
+    torch.save({'state_dict': {}, 'x': Hostile(os.system, f'touch {marker}')}, path)
     changes = {
         'load_from': {'load_from': str(path)},
         'resume': {'load_from': str(path), 'resume': True},

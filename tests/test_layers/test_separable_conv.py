@@ -1,18 +1,16 @@
 import copy
 import pickle
-from collections import OrderedDict
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.nets import SEPARABLE
 from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from ssnet_mm.layers import SeparableConv2d
-
-SEPARABLE = dict(type='SeparableConv2d')
 
 # Every geometry which ConvModule, or a user, may ask of a conv layer.
 GEOMETRIES = {
@@ -39,18 +37,6 @@ GEOMETRIES = {
     'circular': dict(kernel_size=3, padding=(1, 2), padding_mode='circular'),
     'reflect_same': dict(kernel_size=3, padding='same', padding_mode='reflect'),
 }
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def no_default_scope(monkeypatch):
-    """Whatever ran before in this process, no default scope is set."""
-    monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
-    assert DefaultScope.get_current_instance() is None
 
 
 def spread(layer: nn.Module, x: torch.Tensor) -> float:

@@ -1,7 +1,5 @@
-import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -301,28 +299,20 @@ def test_nonsense_numbers_are_refused(tmp_path, wrong, match):
 # --- the tool -------------------------------------------------------------------------------------
 
 
-def run_tool(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
-    path = ROOT / 'tools/make_miniature.py'
-    spec = importlib.util.spec_from_file_location('make_miniature', path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(sys, 'argv', ['make_miniature.py', *map(str, args)])
-    tool.main()
+SMALL = ('--train', '2', '--val', '1', '--size', '33', '47')
 
 
-SMALL = ('--train', 2, '--val', 1, '--size', 33, 47)
-
-
-def test_tool_draws_shows_progress_and_can_be_run_again(tmp_path, monkeypatch, capsys):
-    run_tool(monkeypatch, tmp_path / 'mini', *SMALL, '--seed', 4)
+def test_tool_draws_shows_progress_and_can_be_run_again(tmp_path, tool, capsys):
+    main, root = tool('make_miniature').main, str(tmp_path / 'mini')
+    main([root, *SMALL, '--seed', '4'])
     shown = capsys.readouterr()
     assert '3/3' in shown.err and shown.out.endswith('mini: drawn\n')
     assert json.loads((tmp_path / 'mini/miniature.json').read_text())['size'] == [33, 47]
     mask = read_mask(tmp_path / 'mini/SegmentationClass/train_00001.png')
     assert np.array_equal(mask, draw_sample('train', 1, (33, 47), seed=4)[1])
-    run_tool(monkeypatch, tmp_path / 'mini', *SMALL, '--seed', 4)
+    main([root, *SMALL, '--seed', '4'])
     assert 'left as it is' in capsys.readouterr().out
-    run_tool(monkeypatch, tmp_path / 'mini', *SMALL, '--seed', 5, '--overwrite')
+    main([root, *SMALL, '--seed', '5', '--overwrite'])
     assert 'mini: drawn' in capsys.readouterr().out
 
 
@@ -336,14 +326,11 @@ def test_tool_draws_shows_progress_and_can_be_run_again(tmp_path, monkeypatch, c
         (('photos', *SMALL, '--overwrite'), 'photos holds something else than a miniature'),
     ],
 )
-def test_tool_says_in_one_line_what_is_wrong(tmp_path, monkeypatch, capsys, args, match):
+def test_tool_says_in_one_line_what_is_wrong(tmp_path, fails, args, match):
     (tmp_path / 'file').write_text('precious')
     (tmp_path / 'photos').mkdir()
     (tmp_path / 'photos/holiday.jpg').write_bytes(b'precious')
-    with pytest.raises(SystemExit, match='2'):
-        run_tool(monkeypatch, tmp_path / args[0], *args[1:])
-    err = capsys.readouterr().err
-    assert err.count('\n') == 1 and match in err and err.startswith('make_miniature.py: error: ')
+    assert match in fails('make_miniature', tmp_path / args[0], *args[1:])
     assert not (tmp_path / 'mini').exists()
     assert (tmp_path / 'photos/holiday.jpg').read_bytes() == b'precious'
 
@@ -351,8 +338,6 @@ def test_tool_says_in_one_line_what_is_wrong(tmp_path, monkeypatch, capsys, args
 @pytest.mark.skipif(
     not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root may write anywhere'
 )
-def test_tool_names_a_folder_it_may_not_write(tmp_path, monkeypatch, capsys):
+def test_tool_names_a_folder_it_may_not_write(tmp_path, fails):
     tmp_path.chmod(0o500)
-    with pytest.raises(SystemExit, match='2'):
-        run_tool(monkeypatch, tmp_path / 'mini', *SMALL)
-    assert 'Permission denied' in capsys.readouterr().err
+    assert 'Permission denied' in fails('make_miniature', tmp_path / 'mini', *SMALL)

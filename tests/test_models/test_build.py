@@ -2,10 +2,9 @@ import math
 
 import pytest
 import torch
+from helpers.nets import SIZES, count_trainable, data_sample
 from mmengine.optim import OptimWrapper
-from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder
-from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from ssnet_mm import build_model
@@ -13,11 +12,6 @@ from ssnet_mm.layers import SeparableConv2d
 
 CONV_TYPES = pytest.mark.parametrize('conv_type', ['conv', 'ds'])
 BATCH_NORM = pytest.mark.parametrize('use_bn', [True, False], ids=['bn', 'plain'])
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
 
 
 def tiny(num_classes: int = 5, conv_type: str = 'conv', **kwargs) -> EncoderDecoder:
@@ -44,16 +38,8 @@ def make_batch(height: int, width: int, num_classes: int, in_channels: int = 3) 
     images = natural_images(2, height, width)[:, :in_channels]
     labels = torch.randint(num_classes, (2, 1, height, width))
     labels[:, :, 0] = 255
-    samples = []
-    for label in labels:
-        sample = SegDataSample(gt_sem_seg=PixelData(data=label))
-        sample.set_metainfo(dict(img_shape=(height, width), ori_shape=(height, width)))
-        samples.append(sample)
+    samples = [data_sample((height, width), label) for label in labels]
     return dict(inputs=list(images), data_samples=samples)
-
-
-def count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +57,7 @@ def test_has_as_many_trainable_parameters_as_the_original(conv_type, num_classes
     with torch.device('meta'):
         model = build_model(num_classes, conv_type, use_bn=use_bn)
 
-    assert count(model) == expected
+    assert count_trainable(model) == expected
     assert all(p.requires_grad for p in model.parameters())
 
 
@@ -129,12 +115,11 @@ def test_switches_reach_the_parts():
 
 
 @CONV_TYPES
-@pytest.mark.parametrize('size', [(1, 1), (31, 33), (97, 131), (375, 500)])
+@SIZES
 def test_a_prediction_has_the_images_size(size, conv_type):
     model = tiny(conv_type=conv_type).eval()
     image = torch.randint(256, (3, *size), dtype=torch.uint8)
-    meta = dict(img_shape=size, ori_shape=size)
-    (sample,) = model.test_step(dict(inputs=[image], data_samples=[SegDataSample(metainfo=meta)]))
+    (sample,) = model.test_step(dict(inputs=[image], data_samples=[data_sample(size)]))
 
     assert sample.seg_logits.data.shape == (5, *size)
     assert sample.pred_sem_seg.data.shape == (1, *size)
@@ -142,7 +127,7 @@ def test_a_prediction_has_the_images_size(size, conv_type):
     assert torch.equal(sample.pred_sem_seg.data[0], sample.seg_logits.data.argmax(0))
 
 
-@pytest.mark.parametrize('size', [(1, 1), (31, 33), (97, 131), (375, 500)])
+@SIZES
 def test_tensor_mode_gives_the_logits_at_an_eighth(size):
     with torch.inference_mode():
         logits = tiny().eval()(torch.rand(2, 3, *size), mode='tensor')

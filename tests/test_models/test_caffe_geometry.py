@@ -6,6 +6,7 @@ with their layers' names and their numbers. Weights are random, the upsampling's
 """
 
 import copy
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from ssnet_mm import FCN8Head
+from ssnet_mm import CaffeFCN8Head, FCN8Head
 from ssnet_mm.weights import load_foreign, load_into
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -344,7 +345,7 @@ def walk(levels: int, padding: int) -> tuple[list[int], int]:
 @pytest.mark.parametrize('padding', [97, 100, 132])
 @pytest.mark.parametrize('levels', [1, 2, 3, 4, 5])
 def test_the_crops_follow_from_the_layers(levels, padding):
-    head = FCN8Head([4] * levels, num_classes=5, image_padding=padding)
+    head = CaffeFCN8Head([4] * levels, num_classes=5, image_padding=padding)
 
     assert (head.skip_crops, head.image_crop) == walk(levels, padding)
 
@@ -401,7 +402,7 @@ def test_starts_bilinear_with_scores_of_zero_as_in_caffe(name):
 )
 def test_refuses_a_padding_that_can_not_be_cropped(padding, levels, match):
     with pytest.raises(ValueError, match=match):
-        FCN8Head([4] * levels, num_classes=5, image_padding=padding)
+        CaffeFCN8Head([4] * levels, num_classes=5, image_padding=padding)
 
 
 @pytest.mark.parametrize(
@@ -423,6 +424,27 @@ def test_refuses_a_backbone_of_another_geometry(change, match):
 
 
 def test_refuses_to_cut_an_image_out_of_a_smaller_map():
-    head = FCN8Head([4], num_classes=5, image_padding=100)
+    head = CaffeFCN8Head([4], num_classes=5, image_padding=100)
     with pytest.raises(ValueError, match='can not cut 40x30 out of a map of 39x40 at 0'):
         head.to_image(torch.zeros(1, 5, 39, 40), (40, 30))
+
+
+def test_image_padding_makes_an_fcn8_head_one_of_this_geometry():
+    cfg = dict(type='FCN8Head', in_channels=WIDTHS, num_classes=CLASSES)
+    old = MODELS.build({**cfg, 'image_padding': 100})
+    new = MODELS.build({**cfg, 'type': 'CaffeFCN8Head', 'image_padding': 100})
+
+    assert type(old) is type(new) is CaffeFCN8Head
+    assert (old.skip_crops, old.image_crop) == (new.skip_crops, new.image_crop) == ([9, 5], 31)
+    new.load_state_dict(old.state_dict())
+    for plain in (MODELS.build(cfg), MODELS.build({**cfg, 'image_padding': None})):
+        assert type(plain) is FCN8Head
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_computes_the_same(copied):
+    model, data = build('fcn8_voc_caffe'), subtract_mean(make_image((33, 50)))
+    twin = copied(model)
+
+    assert type(twin.decode_head) is CaffeFCN8Head
+    assert torch.equal(twin(data, mode='tensor'), model(data, mode='tensor'))

@@ -1,7 +1,5 @@
 """Foreign weights through the tools: converted by one, named in init_cfg for the other."""
 
-import sys
-
 import pytest
 import torch
 from helpers.foreign_nets import caffe_weights, saved_vgg
@@ -10,15 +8,6 @@ from helpers.foreign_nets import caffe_weights, saved_vgg
 @pytest.fixture
 def vgg(tmp_path):
     return saved_vgg(tmp_path)
-
-
-def _fails(tool, capsys, monkeypatch, name, *args):
-    monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py'])
-    with pytest.raises(SystemExit, match='^2$'):
-        tool(name).main([str(arg) for arg in args])
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f'{name}.py: error: '), lines
-    return lines[0]
 
 
 def _init_cfg(path):
@@ -39,15 +28,11 @@ def test_the_tool_prints_an_account_and_writes_what_test_and_predict_take(
     tool('test').main([config, str(dest), '--work-dir', str(tmp_path / 'tested')])
 
 
-def test_the_tool_ends_with_one_line_where_the_file_is_at_fault(
-    tool, tmp_path, capsys, monkeypatch
-):
+def test_the_tool_ends_with_one_line_where_the_file_is_at_fault(tmp_path, fails):
     state = caffe_weights(3)
     del state['conv3_2.bias']
     torch.save(state, tmp_path / 'fcn8s.pth')
-    line = _fails(
-        tool, capsys, monkeypatch, 'convert_weights', tmp_path / 'fcn8s.pth', tmp_path / 'ours.pth'
-    )
+    line = fails('convert_weights', tmp_path / 'fcn8s.pth', tmp_path / 'ours.pth')
     assert line == (
         f"convert_weights.py: error: {tmp_path}/fcn8s.pth: these are not the weights of Caffe's "
         'FCN-8s: 1 missing: conv3_2.bias; check the file, or name its source'
@@ -69,9 +54,7 @@ def test_training_starts_from_the_weights_that_init_cfg_names(tool, vgg, tiny_co
     assert f"{path}: torchvision's vgg16_bn: 95 tensors used; 2 left: classifier.6.weight" in log
 
 
-def test_training_writes_nothing_where_the_weights_do_not_fit(
-    tool, vgg, tiny_config, tmp_path, capsys, monkeypatch
-):
+def test_training_writes_nothing_where_the_weights_do_not_fit(vgg, tiny_config, tmp_path, fails):
     path, work = vgg[0], tmp_path / 'work'
     for changes, cfg_options, message in (
         ('conv_cfg["type"] = "SeparableConv2d"', _init_cfg(path), 'weights are of dense convolut'),
@@ -80,9 +63,5 @@ def test_training_writes_nothing_where_the_weights_do_not_fit(
         ('', [*_init_cfg(path), 'model.backbone.fc_channels=9',
               'model.decode_head.in_channels=[16,32,9]'], 'misshapen: fc6.conv.weight'),
     ):  # fmt: skip
-        line = _fails(
-            tool, capsys, monkeypatch, 'train', tiny_config(changes), '--work-dir', work,
-            *cfg_options
-        )  # fmt: skip
-        assert message in line
+        assert message in fails('train', tiny_config(changes), '--work-dir', work, *cfg_options)
         assert not work.exists()

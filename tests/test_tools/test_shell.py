@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.processes import run
 from mmengine.device import get_device
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
@@ -34,14 +35,11 @@ def test_slurm_scripts_hand_everything_to_srun(tmp_path, name):
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)
     files = ['a b.py'] if 'train' in name else ['a b.py', 'c.pth']
-    done = subprocess.run(
-        [TOOLS / name, 'gpu', 'job', *files, '--work-dir', 'x y'],
-        env={'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'GPUS': '2', 'SRUN_ARGS': '-q --mem=1'},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    given = done.stdout.splitlines()
+    environment = {
+        'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'GPUS': '2', 'SRUN_ARGS': '-q --mem=1',
+    }  # fmt: skip
+    command = (TOOLS / name, 'gpu', 'job', *files, '--work-dir', 'x y')
+    given = run(*command, env=environment).splitlines()
     assert {'--partition=gpu', '--gres=gpu:2', '--ntasks=2', '-q', '--mem=1'} <= set(given)
     script = str(TOOLS / name.replace('slurm_', '').replace('.sh', '.py'))
     assert given[given.index('python') :] == [

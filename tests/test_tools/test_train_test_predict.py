@@ -4,28 +4,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
+from helpers.checkpoints import Hostile
 from mmseg.apis import init_model
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def fails(tool, capsys, monkeypatch):
-    """Run a tool that must end with exit code 2 and one line; return the line."""
-
-    def run(name, *args):
-        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py'])
-        with pytest.raises(SystemExit, match='^2$'):
-            tool(name).main([str(arg) for arg in args])
-        lines = capsys.readouterr().err.splitlines()
-        lines = [line for line in lines if 'elapsed' not in line]  # the progress bar
-        assert len(lines) == 1 and lines[0].startswith(f'{name}.py: error: '), lines
-        return lines[0]
-
-    return run
 
 
 def test_train_resume_test_and_predict_agree(tool, tiny_config, tiny_data, tmp_path, fails):
@@ -118,17 +102,9 @@ def test_predict_does_what_it_can(tool, tiny_config, tiny_data, tmp_path, fails)
     assert sorted(os.listdir(tmp_path / 'out' / 'index')) == ['0.png', '2.png', '3.png']
 
 
-class Hostile:
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
 def test_a_hostile_checkpoint_in_a_process_of_its_own(tiny_config, tmp_path):
     marker = tmp_path / 'marker'
-    torch.save({'state_dict': {}, 'x': Hostile(f'touch {marker}')}, tmp_path / 'a.pth')
+    torch.save({'state_dict': {}, 'x': Hostile(os.system, f'touch {marker}')}, tmp_path / 'a.pth')
     before = set(tmp_path.rglob('*'))
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', ROOT / 'tools' / 'test.py', tiny_config(), 'a.pth'],

@@ -79,10 +79,10 @@ def test_what_does_not_fit_or_go_together_writes_nothing(vgg, tmp_path, tiny_con
     for kwargs, message in (
         (dict(cfg=cfg), rf'^{path}: the weights are of dense convolutions'),
         (dict(source='caffe'), rf"^{path}: these are not the weights of Caffe's VGG16: conv1_1"),
-        (dict(bn_batches=2), 'need a net: give --config'),
-        (dict(skip=['backbone.fc6']), 'need a net: give --config'),
-        (dict(cfg=cfg, num_classes=3), "are the config's with --config"),
-        (dict(cfg=cfg, bn_eps=1e-3), "are the config's with --config"),
+        (dict(bn_batches=2), 'need a net: give a config'),
+        (dict(skip=['backbone.fc6']), 'need a net: give a config'),
+        (dict(cfg=cfg, num_classes=3), "num_classes and bn_eps are the config's"),
+        (dict(cfg=cfg, bn_eps=1e-3), "num_classes and bn_eps are the config's"),
         (dict(num_classes=3), 'no score layers to give 3 classes'),
     ):
         with pytest.raises(UserError, match=message):
@@ -91,7 +91,7 @@ def test_what_does_not_fit_or_go_together_writes_nothing(vgg, tmp_path, tiny_con
         convert_weights(path, tmp_path / 'dest.npz')
     assert not dest.exists()
     dest.write_text('mine')
-    with pytest.raises(UserError, match=r'dest\.pth is there already; .* --overwrite'):
+    with pytest.raises(UserError, match=r'dest\.pth is there already; .* overwrite'):
         convert_weights(path, dest)
     assert dest.read_text() == 'mine'
     with pytest.raises(UserError, match="can't write .*; choose another DEST"):

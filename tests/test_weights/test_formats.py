@@ -13,8 +13,9 @@ import torch
 
 from ssnet_mm.engine import read_checkpoint
 from ssnet_mm.errors import UserError
-from ssnet_mm.weights.formats import files, size_limit
-from ssnet_mm.weights.formats.files import read_weights, write_safetensors
+from ssnet_mm.weights import formats, read_weights
+from ssnet_mm.weights.formats import size_limit
+from ssnet_mm.weights.formats.checkpoints import write_safetensors
 
 REFERENCE = Path(__file__).parents[1] / 'reference' / 'keras_files.zip'
 
@@ -23,6 +24,10 @@ def refused(path, message):
     with pytest.raises(UserError, match=message) as error:
         read_weights(path)
     assert '\n' not in str(error.value) and path.name in str(error.value)
+
+
+def name_of_format(path):
+    return formats.format_of(str(path)).name
 
 
 def same(tensors, expected):
@@ -54,17 +59,16 @@ def test_torch_checkpoints_are_read_out_of_their_wrappers(tmp_path, wrapper, suf
     path = tmp_path / f'a{suffix}'
     torch.save({wrapper: state, 'epoch': 3, 'meta': {'iter': 1}} if wrapper else state, path)
     weights = read_weights(path)
-    assert weights.kind == 'torch'
-    assert weights.meta == ({'iter': 1} if wrapper else {})
-    same(weights.tensors, {key: value.numpy() for key, value in state.items()})
+    assert name_of_format(path) == "torch's (.pth)"
+    same(weights, {key: value.numpy() for key, value in state.items()})
 
 
 def test_ddp_prefix_goes_where_all_names_have_it(tmp_path):
     path = tmp_path / 'a.pth'
     torch.save({'module.a': torch.ones(1), 'module.b': torch.ones(2)}, path)
-    assert set(read_weights(path).tensors) == {'a', 'b'}
+    assert set(read_weights(path)) == {'a', 'b'}
     torch.save({'module.a': torch.ones(1), 'b': torch.ones(2)}, path)
-    assert set(read_weights(path).tensors) == {'module.a', 'b'}
+    assert set(read_weights(path)) == {'module.a', 'b'}
 
 
 def test_torch_files_without_weights_or_with_code_or_with_air_are_refused(tmp_path):
@@ -95,8 +99,8 @@ def test_safetensors_keep_values_types_and_meta(tmp_path):
     write_safetensors(path, state, meta)
     assert [p.name for p in path.parent.iterdir()] == ['a.safetensors']  # nothing temporary
     weights = read_weights(path)
-    assert (weights.kind, weights.meta) == ('safetensors', meta)
-    same(weights.tensors, {key: value.numpy() for key, value in state.items()})
+    assert name_of_format(path) == 'safetensors (.safetensors)'
+    same(weights, {key: value.numpy() for key, value in state.items()})
     checkpoint = read_checkpoint(path)
     assert checkpoint['meta'] == meta and torch.equal(checkpoint['state_dict']['w'], base.T)
     with pytest.raises(UserError, match='must end in .safetensors'):
@@ -126,7 +130,7 @@ def test_safetensors_of_others_are_read_without_our_meta(tmp_path):
         ({'meta': 'no {json'}, {'meta': 'no {json'}),
     ):
         safetensors.save_file({'w': torch.ones(1)}, path, strings)
-        assert read_weights(path).meta == meta
+        assert read_checkpoint(path)['meta'] == (meta or {})
 
 
 def test_a_missing_package_is_named_with_the_command(tmp_path, monkeypatch):
@@ -149,8 +153,8 @@ def test_npz_arrays_are_read_as_stored(tmp_path, save):
     stored['fortran'] = np.asfortranarray(np.arange(6, dtype=np.float16).reshape(2, 3))
     save(path, big=np.arange(3, dtype='>f4'), **stored)
     weights = read_weights(path)
-    assert weights.kind == 'npz'
-    same(weights.tensors, {'big': np.arange(3, dtype=np.float32), **stored})
+    assert name_of_format(path) == "NumPy's (.npz)"
+    same(weights, {'big': np.arange(3, dtype=np.float32), **stored})
 
 
 def npy(header, data=b''):
@@ -217,9 +221,9 @@ def test_what_keras_wrote_gives_its_weights_under_its_names(member, extracted):
     pytest.importorskip('h5py')
     path, expected = extracted(member)
     weights = read_weights(path)
-    assert weights.kind == 'keras'
+    assert name_of_format(path) == "Keras' (.h5, .keras)"
     assert len(expected) == (108 if '/ds/' in member else 90)
-    same(weights.tensors, expected)
+    same(weights, expected)
 
 
 @pytest.mark.parametrize('conv_type', ['conv', 'ds'])
@@ -229,10 +233,10 @@ def test_layers_keras_3_does_not_name_are_told_by_ssnets_order(conv_type, extrac
     with h5py.File(path, 'r+') as file:
         for group in file['layers'].values():
             del group['vars'].attrs['name']  # as Keras 3 wrote before it knew of them
-    same(read_weights(path).tensors, expected)
+    same(read_weights(path), expected)
     with h5py.File(path, 'r+') as file:
         file.move('layers', '_layer_checkpoint_dependencies')  # as Keras 2.13 calls it
-    same(read_weights(path).tensors, expected)
+    same(read_weights(path), expected)
     with h5py.File(path, 'r+') as file:
         del file['_layer_checkpoint_dependencies/conv2d_transpose']
     refused(path, 'does not tell which layer is which: it has 1 of conv2d_transpose .* network 2')
@@ -254,7 +258,7 @@ def test_config_names_layers_whatever_their_order_or_name(tmp_path):
         file.writestr('config.json', json.dumps({'config': {'layers': layers}}))
         file.writestr('model.weights.h5', inner.getvalue())
     expected = {f'my{i}/kernel': stored[str(i)] for i in range(11)}
-    same(read_weights(path).tensors, {**expected, 'layers/dense/vars/0': np.float32([5])})
+    same(read_weights(path), {**expected, 'layers/dense/vars/0': np.float32([5])})
 
     for config, message in (
         ({'config': {'layers': layers[:-1]}}, 'has 11 of conv2d with weights, its config.json 10'),
@@ -276,7 +280,7 @@ def test_old_layout_goes_by_the_layers_group(tmp_path, scope):
         for key, value in stored.items():
             file[f'model_weights/conv1_1/{scope}/{key[8:]}:0'] = value
         file['optimizer_weights/x'] = np.int64(1)
-    same(read_weights(path).tensors, stored)
+    same(read_weights(path), stored)
 
 
 def hdf5_cases():
@@ -354,7 +358,7 @@ def test_hdf5_that_keras_would_not_write_is_refused(tmp_path, little, add, messa
     path = tmp_path / 'a.h5'
     with h5py.File(path, 'w') as file:
         file['conv/a/kernel:0'] = np.float32([1])
-    same(read_weights(path).tensors, {'conv/kernel': np.float32([1])})
+    same(read_weights(path), {'conv/kernel': np.float32([1])})
     with h5py.File(path, 'r+') as file:
         add(h5py, file)
     refused(path, message)
@@ -379,6 +383,17 @@ def test_archive_cut_short_or_packed_tight_is_refused(little, extracted):
         file.writestr('config.json', '{}')
         file.writestr('model.weights.h5', little)
     refused(path, 'unpacks to 4 MiB')
+
+
+def test_hdf5_with_an_archive_behind_it_is_read_as_hdf5(tmp_path, little):
+    h5py = pytest.importorskip('h5py')
+    path = tmp_path / 'a.h5'
+    with h5py.File(path, 'w') as file:
+        file['conv/a/kernel:0'] = np.float32([1])
+    with zipfile.ZipFile(path, 'a', zipfile.ZIP_DEFLATED) as file:  # whose sizes nobody has checked
+        file.writestr('config.json', '{}')
+        file.writestr('model.weights.h5', little)
+    same(read_weights(path), {'conv/kernel': np.float32([1])})
 
 
 def test_other_hdf5_is_not_taken_for_keras(tmp_path):
@@ -456,8 +471,8 @@ def test_caffe_layers_of_both_generations_give_the_same_blobs(tmp_path):
     )  # fmt: skip
     for path in (new, old):
         weights = read_weights(path)
-        assert weights.kind == 'caffemodel'
-        same(weights.tensors, expected)
+        assert name_of_format(path) == "Caffe's (.caffemodel)"
+        same(weights, expected)
 
 
 def test_caffe_takes_doubles_pieces_and_further_blobs(tmp_path):
@@ -470,7 +485,7 @@ def test_caffe_takes_doubles_pieces_and_further_blobs(tmp_path):
     layer = field(1, 'bn') + field(7, blob(double)) + field(7, pieces) + field(7, blob(double))
     path.write_bytes(field(100, layer))
     expected = {'bn.weight': double, 'bn.bias': double.astype(np.float32), 'bn.2': double}
-    same(read_weights(path).tensors, expected)
+    same(read_weights(path), expected)
 
 
 def test_broken_caffemodels_are_refused(tmp_path):
@@ -559,5 +574,5 @@ def test_unreadable_file_is_named(tmp_path, monkeypatch):
 
     path = tmp_path / 'a.pth'
     path.touch()
-    monkeypatch.setattr(files, 'open', denied, raising=False)  # the chmod of root denies nothing
+    monkeypatch.setattr(formats, 'open', denied, raising=False)  # the chmod of root denies nothing
     refused(path, 'can not be read: Permission denied')

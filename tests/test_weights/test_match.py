@@ -21,7 +21,7 @@ from mmseg.registry import MODELS
 
 from ssnet_mm import VGG16
 from ssnet_mm.errors import UserError
-from ssnet_mm.weights import SOURCES, fit, load_into, with_num_classes
+from ssnet_mm.weights import SOURCES, load_into, match, with_num_classes
 
 
 def _ours(**kwargs):
@@ -71,12 +71,12 @@ def test_caffes_fcn_32s_starts_a_fcn_16s():
 def test_the_last_upsampling_of_another_stride_stays_only_if_it_is_bilinear():
     state = caffe_weights(1)
     target = shapes_of(segmentor(2)) | {'decode_head.final.weight': (CLASSES, CLASSES, 32, 32)}
-    fitted = fit(SOURCES['caffe'](state), target)
+    fitted = match(SOURCES['caffe'](state), target)
     assert fitted.left == {'upscore.weight': 'fixed bilinear upsampling, of another stride'}
     assert 'decode_head.final.weight' in fitted.new
     state['upscore.weight'][0, 1] += 0.1
     with pytest.raises(UserError, match=r'1 misshapen: decode_head\.final\.weight \(\(5, 5, 64'):
-        fit(SOURCES['caffe'](state), target)
+        match(SOURCES['caffe'](state), target)
 
 
 def test_a_coarser_net_leaves_the_finest_level():

@@ -11,7 +11,7 @@ from helpers.foreign_nets import (
 )
 
 from ssnet_mm.errors import UserError
-from ssnet_mm.weights import SOURCES, factorize, factorized
+from ssnet_mm.weights import SOURCES, with_split_kernels
 from ssnet_mm.weights.split_kernels import split_kernel
 
 
@@ -27,20 +27,21 @@ def _dense(state):
     return dense
 
 
-def test_a_separable_net_made_dense_is_factorized_into_the_same_function():
+def test_a_separable_net_made_dense_is_split_into_the_same_function():
     separable = segmentor(conv_cfg=SEPARABLE, norm_cfg=OUR_BN)
     dense = segmentor(norm_cfg=OUR_BN, seed=1)
     dense.load_state_dict(_dense(separable.state_dict()))
     again = segmentor(conv_cfg=SEPARABLE, norm_cfg=OUR_BN, seed=2)
-    state, errors = factorize(dense.state_dict())
-    again.load_state_dict(state)
+    split = with_split_kernels(SOURCES['ssnet_mm'](dense.state_dict()))
+    again.load_state_dict(split.state_dict)
+    errors = split.errors
     assert len(errors) == 13 + 2 + 3 and max(errors.values()) < 1e-6
     image = torch.randn(1, 3, 97, 131)
     with torch.no_grad():
         logits = [net(image, mode='tensor') for net in (separable, dense, again)]
     assert logits[0].std() > 0.1
     differences = [(logits[0] - other).abs().max().item() for other in logits[1:]]
-    print(f'dense, and factorised again: max differences {differences}')
+    print(f'dense, and split again: max differences {differences}')
     assert max(differences) < TOLERANCE
 
 
@@ -71,9 +72,9 @@ def test_a_kernel_of_zeros_has_no_error():
     assert error == 0 and pointwise.abs().max() == 0 and depthwise.isfinite().all()
 
 
-def test_a_factorized_conversion_names_the_dense_tensors():
+def test_a_split_conversion_names_the_dense_tensors():
     dense = caffe_weights(3)
-    conversion = factorized(SOURCES['caffe'](dense))
+    conversion = with_split_kernels(SOURCES['caffe'](dense))
     net = segmentor(conv_cfg=SEPARABLE)
     state = {k: v for k, v in shapes_of(conversion.state_dict).items() if 'final' not in k}
     assert state == shapes_of(net)
@@ -91,4 +92,4 @@ def test_a_factorized_conversion_names_the_dense_tensors():
 def test_separable_weights_are_not_split_again():
     conversion = SOURCES['ssnet_mm'](segmentor(conv_cfg=SEPARABLE).state_dict())
     with pytest.raises(UserError, match=r'nothing to factorize: backbone\.stages\.0\.0\.conv\.dep'):
-        factorized(conversion)
+        with_split_kernels(conversion)

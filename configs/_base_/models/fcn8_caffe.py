@@ -12,6 +12,7 @@ model = dict(
     ),
     backbone=dict(norm_cfg=None, image_padding=image_padding, fc6_padding=0),
     decode_head=dict(
+        type='CaffeFCN8Head',
         image_padding=image_padding,
         # The score layers start from zero, as in Caffe.
         init_cfg=dict(type='Constant', layer='Conv2d', val=0.0, bias=0.0),

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssnet_mm.constants import BN_EPS, VGG16_STAGES
 
-from ..recompute import recompute_max_pool2d, recompute_stage
+from ..recompute import recompute_stage
 
 FC_INDEX = len(VGG16_STAGES)  # fc7's place in out_indices, after pool1..pool5
 
@@ -35,17 +35,16 @@ class SamePool2x2(nn.MaxPool2d):
     just what the strided one computes there, with the same weights.
     """
 
-    def __init__(self, stride: int, dilation: int, with_cp: bool = False) -> None:
+    def __init__(self, stride: int, dilation: int) -> None:
         # Where the grids are the same, torch's rounding up does without a padded copy.
         self.pad = 0 if (stride, dilation) == (2, 1) else dilation
-        self.with_cp = with_cp
         super().__init__(2, stride, dilation=dilation, ceil_mode=not self.pad)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride))."""
         if self.pad:
             x = F.pad(x, (0, self.pad, 0, self.pad), value=float('-inf'))
-        return recompute_max_pool2d(self, x) if self.with_cp else super().forward(x)
+        return super().forward(x)
 
 
 def _conv_module(*args: Any, **kwargs: Any) -> ConvModule:
@@ -191,7 +190,7 @@ class VGG16(BaseModule):
                 )
                 channels = base_channels * factor
             self.stages.append(stage)
-            self.pools.append(SamePool2x2(stride, dilation, with_cp))
+            self.pools.append(SamePool2x2(stride, dilation))
 
         self.fc6: ConvModule | None = None
         self.fc7: ConvModule | None = None
@@ -228,7 +227,7 @@ class VGG16(BaseModule):
         size = x.shape[2:]
         levels: list[Tensor] = []  # strides 1/2, 1/4, 1/8, 1/16, 1/32, and 1/32 for fc7
         for stage, pool in zip(self.stages, self.pools, strict=True):
-            x = pool(recompute_stage(stage, x) if self.with_cp else stage(x))
+            x = recompute_stage([*stage.children(), pool], x) if self.with_cp else pool(stage(x))
             levels.append(x)
         if self.fc6 is not None and self.fc7 is not None:
             if self.fc6_needs > 1 and min(x.shape[2:]) < self.fc6_needs:

@@ -8,6 +8,7 @@ numbers, and Google's protobuf does the parsing.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from math import prod
 from typing import Any
@@ -20,65 +21,55 @@ from ssnet_mm.errors import UserError, require
 
 from .size_limit import damaged
 
-_INT64, _INT32, _STRING, _MESSAGE, _BYTES = 3, 5, 9, 11, 12  # protobuf's numbers of types
-_OPTIONAL, _REPEATED = 1, 3
 _INNER_PRODUCT = ('InnerProduct', 14)  # a LayerParameter's type, a V1LayerParameter's
 _PARSED_AT_MOST = 2**31 - 1  # bytes: protobuf's own limit
 
-# Message: field: number, type, whether it is repeated, its message. The numbers of a blob are
-# taken as the bytes they are: packed, in one piece or several. As floats each would become a
-# Python object, 134 million of them.
-_MESSAGES: dict[str, dict[str, tuple[int, int, int, str]]] = {
-    'BlobShape': {'dim': (1, _INT64, _REPEATED, '')},
-    'BlobProto': {
-        'num': (1, _INT32, _OPTIONAL, ''),
-        'channels': (2, _INT32, _OPTIONAL, ''),
-        'height': (3, _INT32, _OPTIONAL, ''),
-        'width': (4, _INT32, _OPTIONAL, ''),
-        'data': (5, _BYTES, _REPEATED, ''),
-        'shape': (7, _MESSAGE, _OPTIONAL, 'BlobShape'),
-        'double_data': (8, _BYTES, _REPEATED, ''),
-    },
-    'LayerParameter': {
-        'name': (1, _STRING, _OPTIONAL, ''),
-        'type': (2, _STRING, _OPTIONAL, ''),
-        'blobs': (7, _MESSAGE, _REPEATED, 'BlobProto'),
-    },
-    'V1LayerParameter': {
-        'name': (4, _STRING, _OPTIONAL, ''),
-        'type': (5, _INT32, _OPTIONAL, ''),
-        'blobs': (6, _MESSAGE, _REPEATED, 'BlobProto'),
-    },
-    'NetParameter': {
-        'layers': (2, _MESSAGE, _REPEATED, 'V1LayerParameter'),
-        'layer': (100, _MESSAGE, _REPEATED, 'LayerParameter'),
-    },
-}
+# The numbers of a blob are taken as the bytes they are: packed, in one piece or several. As floats
+# each would become a Python object, 134 million of them.
+_PROTO = """
+name: "ssnet_mm/caffe.proto" package: "caffe" syntax: "proto2"
+message_type { name: "BlobShape"
+  field { number: 1 name: "dim" type: TYPE_INT64 label: LABEL_REPEATED } }
+message_type { name: "BlobProto"
+  field { number: 1 name: "num" type: TYPE_INT32 }
+  field { number: 2 name: "channels" type: TYPE_INT32 }
+  field { number: 3 name: "height" type: TYPE_INT32 }
+  field { number: 4 name: "width" type: TYPE_INT32 }
+  field { number: 5 name: "data" type: TYPE_BYTES label: LABEL_REPEATED }
+  field { number: 7 name: "shape" type_name: ".caffe.BlobShape" }
+  field { number: 8 name: "double_data" type: TYPE_BYTES label: LABEL_REPEATED } }
+message_type { name: "LayerParameter"
+  field { number: 1 name: "name" type: TYPE_STRING }
+  field { number: 2 name: "type" type: TYPE_STRING }
+  field { number: 7 name: "blobs" type_name: ".caffe.BlobProto" label: LABEL_REPEATED } }
+message_type { name: "V1LayerParameter"
+  field { number: 4 name: "name" type: TYPE_STRING }
+  field { number: 5 name: "type" type: TYPE_INT32 }
+  field { number: 6 name: "blobs" type_name: ".caffe.BlobProto" label: LABEL_REPEATED } }
+message_type { name: "NetParameter"
+  field { number: 2 name: "layers" type_name: ".caffe.V1LayerParameter" label: LABEL_REPEATED }
+  field { number: 100 name: "layer" type_name: ".caffe.LayerParameter" label: LABEL_REPEATED } }
+"""
 
 
 @cache
 def _net_parameter() -> Any:
     """The class of message that a ``.caffemodel`` is."""
-    pb = require('google.protobuf.descriptor_pb2', 'protobuf', 'reading a .caffemodel')
-    pool = require('google.protobuf.descriptor_pool', 'protobuf', 'reading a .caffemodel')
-    factory = require('google.protobuf.message_factory', 'protobuf', 'reading a .caffemodel')
-    file = pb.FileDescriptorProto(name='ssnet_mm/caffe.proto', package='caffe', syntax='proto2')
-    for name, fields in _MESSAGES.items():
-        message = file.message_type.add(name=name)
-        for field, (number, kind, label, of) in fields.items():
-            message.field.add(
-                name=field,
-                number=number,
-                type=kind,
-                label=label,
-                type_name=f'.caffe.{of}' if of else None,
-            )
-    own = pool.DescriptorPool()  # others in this process may know caffe.proto itself
-    own.Add(file)
-    return factory.GetMessageClass(own.FindMessageTypeByName('caffe.NetParameter'))
+    descriptor_pb2, descriptor_pool, message_factory, text_format = (
+        require(f'google.protobuf.{module}', 'protobuf', 'reading a .caffemodel')
+        for module in ('descriptor_pb2', 'descriptor_pool', 'message_factory', 'text_format')
+    )
+    pool = descriptor_pool.DescriptorPool()  # others in this process may know caffe.proto itself
+    pool.Add(text_format.Parse(_PROTO, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName('caffe.NetParameter'))
 
 
-def read_caffemodel(path: str) -> dict[str, Tensor]:
+def recognises(path: str, start: bytes, members: Sequence[str] | None) -> bool:
+    """Whether it is named so: its files begin with nothing of their own."""
+    return members is None and path.lower().endswith('.caffemodel')
+
+
+def read(path: str) -> dict[str, Tensor]:
     """Read the blobs of all layers: ``LAYER.weight``, ``LAYER.bias`` and, were there more,
     ``LAYER.2`` and so on, in Caffe's shapes.
 

@@ -22,7 +22,7 @@ import json
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ssnet_mm.errors import UserError, require
 
+from ..dialects import KERAS_LAYERS
 from .size_limit import check_size, damaged
 
 # By Keras' names of the classes in snake case: what ``vars/0``, ``vars/1`` ... are.
@@ -40,46 +41,38 @@ _VARIABLES = {
     'conv2d_transpose': ('kernel', 'bias'),
     'batch_normalization': ('gamma', 'beta', 'moving_mean', 'moving_variance'),
 }
-# SSNeT's layers, as Keras sorts them: by their distance from the output, the score layers last.
-_CONVS = tuple(
-    f'conv{stage}_{i}'
-    for stage, depth in enumerate((2, 2, 3, 3, 3), 1)
-    for i in range(1, depth + 1)
-)
+# SSNeT's layers, in Keras' order.
+_CONVS = tuple(layer for key, layer in KERAS_LAYERS.items() if '.upsamples.' not in key)
 _ORDER = {
-    'conv2d': (*_CONVS, 'fc1', 'fc2', 'score32', 'score16', 'score8'),
-    'separable_conv2d': (*_CONVS, 'fc1', 'fc2', 'score32', 'score16', 'score8'),
-    'conv2d_transpose': ('upscore32', 'upscore16'),
-    'batch_normalization': tuple(f'{conv}_bn' for conv in _CONVS),
+    'conv2d': _CONVS,
+    'separable_conv2d': _CONVS,
+    'conv2d_transpose': tuple(layer for layer in KERAS_LAYERS.values() if layer not in _CONVS),
+    'batch_normalization': tuple(f'{conv}_bn' for conv in _CONVS if conv.startswith('conv')),
 }
+_HDF5 = b'\x89HDF\r\n\x1a\n'
 _CONTAINERS = ('layers', '_layer_checkpoint_dependencies')  # the second in Keras 2.12 to 2.15
 _NOT_WEIGHTS = ('optimizer', 'optimizer_weights', 'metrics')
 _DEPTH, _OBJECTS = 12, 100_000  # of groups; Keras needs six, and a few hundred
 
 
-def read_hdf5(path: str) -> dict[str, Tensor]:
-    """Read an HDF5 file of Keras: names are ``LAYER/NAME``, as ``conv1_1/kernel``.
+def recognises(path: str, start: bytes, members: Sequence[str] | None) -> bool:
+    """Whether it is HDF5, or a zip archive of a model's configuration and its weights."""
+    if members is None:
+        return start.startswith(_HDF5)
+    return {'config.json', 'model.weights.h5'} <= set(members)
+
+
+def read(path: str) -> dict[str, Tensor]:
+    """Read a file of Keras: names are ``LAYER/NAME``, as ``conv1_1/kernel``.
+
+    The sizes in a ``.keras`` archive must have been checked.
 
     Raises:
         UserError: It is damaged, hostile or not Keras', or does not tell which layer is which.
     """
-    return _read(path, path, None)
-
-
-def read_keras_zip(path: str) -> dict[str, Tensor]:
-    """Read a ``.keras`` archive, whose sizes the caller has checked; as :func:`read_hdf5`."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            config = json.loads(file.read('config.json'))
-            weights = io.BytesIO(file.read('model.weights.h5'))
-    except Exception as error:  # what fails in a damaged zip is not documented
-        raise damaged(path, error) from error
-    return _read(path, weights, config)
-
-
-def _read(path: str, source: str | io.BytesIO, config: Any) -> dict[str, Tensor]:
     h5py = require('h5py', 'h5py', f'reading {path}')
     try:
+        source, config = _open(path)
         with h5py.File(source, 'r') as file:
             datasets = dict(_datasets(h5py, path, file))
             if any(key.split('/')[0] in _CONTAINERS for key in datasets):
@@ -98,6 +91,15 @@ def _read(path: str, source: str | io.BytesIO, config: Any) -> dict[str, Tensor]
         raise
     except Exception as error:  # HDF5's errors are of all kinds
         raise damaged(path, error) from error
+
+
+def _open(path: str) -> tuple[str | io.BytesIO, Any]:
+    """The HDF5 of a file or in an archive, and the archive's configuration."""
+    with open(path, 'rb') as file:
+        if file.read(len(_HDF5)) == _HDF5:
+            return path, None
+    with zipfile.ZipFile(path) as archive:
+        return io.BytesIO(archive.read('model.weights.h5')), json.loads(archive.read('config.json'))
 
 
 def _datasets(h5py: Any, path: str, root: Any) -> Iterator[tuple[str, Any]]:
@@ -150,23 +152,28 @@ def _names_by_class(path: str, file: Any, datasets: Iterable[str], config: Any) 
             groups[found[1]].setdefault(int(found[2] or 0), []).append(key)
         else:
             names[key] = key  # no layer of ours: left for the caller to tell of
-    layers = _layers_of(path, config) if config is not None else None
+    layers = None if config is None else _layers_of(path, config)
     for kind, by_count in groups.items():
         vars_of = [by_count[count] for count in sorted(by_count)]
-        given = [_name_attribute(file[keys[0].rpartition('/')[0]]) for keys in vars_of]
-        if not all(given):
-            given = list(layers[kind] if layers is not None else _order_of(kind, groups))
+        # recent versions of Keras 3 store a layer's name
+        given = [file[keys[0].rpartition('/')[0]].attrs.get('name') for keys in vars_of]
+        if not all(isinstance(name, str) and name for name in given):
+            if layers is not None:
+                given = layers[kind.replace('_', '')]
+            else:  # nothing tells how SSNeT's order goes on where both kinds are mixed
+                mixed = {'conv2d', 'separable_conv2d'} <= groups.keys()
+                given = [] if mixed else list(_ORDER[kind])
         if len(given) != len(vars_of):
-            whose = 'its config.json' if layers is not None else "SSNeT's network"
+            whose = "SSNeT's network" if layers is None else 'its config.json'
             raise UserError(
                 f'{path} does not tell which layer is which: it has {len(vars_of)} of {kind} with '
                 f'weights, {whose} {len(given)}; save the whole model in Keras: '
                 "model.save('NAME.keras')"
             )
+        variables = _VARIABLES[kind]
         for layer, keys in zip(given, vars_of):
             for key in keys:
                 index = int(key.rpartition('/')[2])
-                variables = _VARIABLES[kind]
                 if index >= len(variables) or (kind == 'batch_normalization' and len(keys) != 4):
                     raise UserError(
                         f'{path}: {layer}, a {kind}, has {len(keys)} weights, not the '
@@ -176,29 +183,16 @@ def _names_by_class(path: str, file: Any, datasets: Iterable[str], config: Any) 
     return names
 
 
-def _name_attribute(group: Any) -> str:
-    """A layer's name as recent versions of Keras 3 store it, or nothing."""
-    name = group.attrs.get('name')
-    return name if isinstance(name, str) else ''
-
-
-def _order_of(kind: str, groups: Mapping[str, Any]) -> tuple[str, ...]:
-    """The layers of a class in SSNeT, unless dense and separable ones are mixed."""
-    return () if {'conv2d', 'separable_conv2d'} <= groups.keys() else _ORDER[kind]
-
-
 def _layers_of(path: str, config: Any) -> dict[str, list[str]]:
-    """The names of a model's layers by their class in snake case, in order."""
+    """The names of a model's layers by their class in lower case, in order."""
     layers: dict[str, list[str]] = defaultdict(list)
     try:
         for layer in config['config']['layers']:
-            # Conv2D, SeparableConv2D, Conv2DTranspose, BatchNormalization
-            kind = re.sub(r'(?<=[a-z])(?=[A-Z])|(?<=D)(?=T)', '_', layer['class_name']).lower()
             name = layer['config']['name']
             if not isinstance(name, str):
                 raise TypeError(f'a layer is named {name!r}')
-            layers[kind].append(name)
-    except (KeyError, TypeError) as error:
+            layers[layer['class_name'].lower()].append(name)
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f'{path}: its config.json lists no layers; only functional models can be converted'
         ) from error
@@ -219,15 +213,10 @@ def _load(path: str, datasets: Mapping[str, Any]) -> dict[str, Tensor]:
                 'save the weights anew in Keras'
             )
     # a chunk is unpacked whole, and may be larger than its array
-    check_size(
-        path,
-        sum(
-            max(d.size, prod(d.chunks) if d.chunks else 0) * d.dtype.itemsize
-            for d in datasets.values()
-        ),
-    )
-    tensors = {}
-    for name, dataset in datasets.items():
-        array = dataset[()]
-        tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder('='), copy=False))
-    return tensors
+    sizes = {name: max(d.size, prod(d.chunks) if d.chunks else 0) for name, d in datasets.items()}
+    check_size(path, sum(sizes[name] * d.dtype.itemsize for name, d in datasets.items()))
+    arrays = {name: dataset[()] for name, dataset in datasets.items()}
+    return {
+        name: torch.from_numpy(array.astype(array.dtype.newbyteorder('='), copy=False))
+        for name, array in arrays.items()
+    }

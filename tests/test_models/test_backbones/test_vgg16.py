@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.nets import CONV_CFGS, SEPARABLE, SIZES, count_trainable, draw_statistics
 from mmcv.cnn import ConvModule
 from mmseg.registry import MODELS
 from torch import nn
@@ -13,15 +14,6 @@ from ssnet_mm.layers import SeparableConv2d
 from ssnet_mm.models.backbones import VGG16
 from ssnet_mm.models.backbones.vgg16 import SamePool2x2
 
-SEPARABLE = dict(type='SeparableConv2d')
-CONV_CFGS = pytest.mark.parametrize('conv_cfg', [None, SEPARABLE], ids=['conv', 'separable'])
-SIZES = pytest.mark.parametrize('size', [(1, 1), (31, 33), (97, 131), (375, 500)])
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
 
 def tiny(**kwargs) -> VGG16:
     return VGG16(**{**dict(base_channels=2, fc_channels=6), **kwargs})
@@ -29,10 +21,8 @@ def tiny(**kwargs) -> VGG16:
 
 def with_random_norms(net: VGG16) -> VGG16:
     """Give the norm layers statistics and weights that change something."""
-    for norm in net.modules():
+    for norm in draw_statistics(net).modules():
         if isinstance(norm, _BatchNorm):
-            nn.init.normal_(norm.running_mean, std=0.1)
-            nn.init.uniform_(norm.running_var, 0.5, 2)
             nn.init.uniform_(norm.weight, 0.5, 2)
             nn.init.normal_(norm.bias, std=0.1)
     return net
@@ -43,10 +33,6 @@ def biased(net: VGG16) -> VGG16:
         if name.endswith('bias'):
             nn.init.normal_(parameter, std=0.1)
     return net
-
-
-def count(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
 def conv_modules(net: nn.Module) -> list[ConvModule]:
@@ -146,7 +132,7 @@ def test_full_size_has_the_thirteen_convolutions_of_vgg16():
 )
 def test_parameters_of_the_dense_net(kwargs, expected):
     with torch.device('meta'):
-        assert count(VGG16(**kwargs)) == expected
+        assert count_trainable(VGG16(**kwargs)) == expected
 
 
 @pytest.mark.parametrize('norm_cfg', [None, dict(type='BN')], ids=['plain', 'batch_norm'])
@@ -157,7 +143,7 @@ def test_parameters_of_the_separable_net(norm_cfg):
     expected += 4096 + 4096 * 4096 + 4096  # fc7 keeps its 1x1 depthwise
     expected += 2 * sum(widths[1:]) if norm_cfg else 0
     with torch.device('meta'):
-        assert count(VGG16(conv_cfg=SEPARABLE, norm_cfg=norm_cfg)) == expected
+        assert count_trainable(VGG16(conv_cfg=SEPARABLE, norm_cfg=norm_cfg)) == expected
 
 
 @CONV_CFGS

@@ -5,8 +5,8 @@ from math import ceil
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.nets import CONV_CFGS, SEPARABLE, data_sample
 from mmengine.model import BaseModule
-from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
@@ -14,14 +14,7 @@ from torch import Tensor, nn
 from ssnet_mm.layers import SeparableConv2d
 from ssnet_mm.models.decode_heads import FCN8Head
 
-SEPARABLE = dict(type='SeparableConv2d')
-CONV_CFGS = pytest.mark.parametrize('conv_cfg', [None, SEPARABLE], ids=['conv', 'separable'])
 WIDTHS = (3, 4, 5, 6)  # all different, so that no level passes for another
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
 
 
 def make_head(levels: int = 3, num_classes: int = 5, **kwargs) -> FCN8Head:
@@ -47,7 +40,7 @@ def make_samples(height: int, width: int, num_classes: int = 5) -> list[SegDataS
     for _ in range(2):
         labels = torch.randint(num_classes, (1, height, width))
         labels[:, 0] = 255
-        samples.append(SegDataSample(gt_sem_seg=PixelData(data=labels)))
+        samples.append(data_sample((height, width), labels))
     return samples
 
 

@@ -30,7 +30,6 @@ def test_temperature_softens_both_and_its_square_is_a_factor():
 
 
 def test_the_mean_is_over_pixels_of_all_images_and_not_over_classes():
-    torch.manual_seed(0)
     student, teacher = torch.randn(2, 2, 5, 3, 4).unbind()
     # each pixel an image of its own
     pixels = [x.permute(0, 2, 3, 1).reshape(24, 1, 5, 1, 1) for x in (student, teacher)]
@@ -39,7 +38,6 @@ def test_the_mean_is_over_pixels_of_all_images_and_not_over_classes():
 
 
 def test_the_minimum_is_agreement_and_the_teacher_gets_no_gradient():
-    torch.manual_seed(0)
     student, teacher = torch.randn(2, 1, 5, 3, 4).unbind()
     student.requires_grad_(), teacher.requires_grad_()
     loss = KLDistillLoss(temperature=3.0)

@@ -5,20 +5,18 @@ import json
 
 import pytest
 import torch
+from helpers.nets import SEPARABLE, data_sample, draw_statistics
 from mmengine.config import ConfigDict
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
-from mmengine.structures import PixelData
 from mmseg.registry import MODELS
-from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from ssnet_mm import KLDistillLoss
 from ssnet_mm.engine import launch, load_checkpoint
 from ssnet_mm.errors import UserError
 
-SEPARABLE = dict(type='SeparableConv2d')
 TEACHER = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
@@ -41,19 +39,14 @@ AUXILIARY = dict(type='FCNHead', in_channels=16, in_index=0, channels=4, num_con
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def scope():
     init_default_scope('mmseg')
-    torch.manual_seed(0)
 
 
 @pytest.fixture
 def weights(tmp_path) -> str:
     """A teacher's checkpoint, with statistics of its own."""
-    teacher = MODELS.build(copy.deepcopy(TEACHER))
-    for module in teacher.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2)
+    teacher = draw_statistics(MODELS.build(copy.deepcopy(TEACHER)))
     for score in teacher.decode_head.scores:
         nn.init.normal_(score.weight)
     torch.save({'state_dict': teacher.state_dict()}, tmp_path / 'teacher.pth')
@@ -85,10 +78,8 @@ def batch(labels: int | None = None) -> dict:
         label = torch.randint(3, (1, 40, 48), generator=generator)
         if labels is not None:
             label.fill_(labels)
-        sample = SegDataSample(gt_sem_seg=PixelData(data=label))
-        sample.set_metainfo(dict(img_shape=(40, 48), ori_shape=(40, 48)))
         data['inputs'].append(image)
-        data['data_samples'].append(sample)
+        data['data_samples'].append(data_sample((40, 48), label))
     return data
 
 
