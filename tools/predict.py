@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ssnet_mm.deploy import predict
 from ssnet_mm.deploy.runtimes import format_of
 from ssnet_mm.deploy.segmenter import Segmenter
-from ssnet_mm.errors import exit_on_user_error
+from ssnet_mm.errors import UserError, exit_on_user_error
 from ssnet_mm.malloc import keep_freed_memory
 
 
@@ -65,8 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         print(f'{count} frames segmented: {file}')
     else:
-        count = predict.predict(segment, images, args.out_dir, args.opacity)
-        print(f'{count} images segmented: {args.out_dir}/overlay and {args.out_dir}/index')
+        failures = predict.predict_images(segment, images, args.out_dir, args.opacity)
+        if failures:
+            raise UserError(
+                f'{len(failures)} of {len(images)} images could not be segmented: '
+                f'{"; ".join(failures)}'
+            )
+        print(f'{len(images)} images segmented: {args.out_dir}/overlay and {args.out_dir}/index')
 
 
 if __name__ == '__main__':

@@ -15,20 +15,21 @@ import platform
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from multiprocessing.context import BaseContext
 from typing import Any
 
 import numpy as np
 import torch
 
+from ssnet_mm.deploy import fuse
 from ssnet_mm.deploy.runtimes import FORMATS
 from ssnet_mm.errors import UserError
 from ssnet_mm.malloc import keep_freed_memory
 
 from .layers import LayerTimes, count_macs, measure_machine, time_layers
 from .rows import IN_TORCH, Result, Row, Settings
-from .worker import PHOTO, Predictor, Trainer, build_row, export_row, optimise, serve
+from .worker import PHOTO, Predictor, Trainer, build_row, export_row, serve
 
 
 class RowError(Exception):
@@ -62,7 +63,11 @@ class Worker:
             done, answer = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            raise RowError(f'its process died ({_exit(self.process.exitcode)})') from None
+            code = self.process.exitcode or 0
+            how = f'exit code {code}' if code >= 0 else signal.Signals(-code).name
+            if how == 'SIGKILL':
+                how += ': out of memory?'
+            raise RowError(f'its process died ({how})') from None
         if not done:
             raise RowError(answer)
         return answer
@@ -74,103 +79,63 @@ class Worker:
         self.process.join()
 
 
-def _exit(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f'exit code {code}'
-    name = signal.Signals(-code).name
-    return f'{name}: out of memory?' if name == 'SIGKILL' else name
-
-
-class _Entry:
-    """A row with its process and its result; after a failure it passes on all that is asked."""
-
-    def __init__(self, result: Result, say: Callable[[str], object]) -> None:
-        self.result = result
-        self.say = say
-        self.worker: Any = None
-
-    def start(self, context: BaseContext, path: str) -> None:
-        with self._failing():
-            self.worker = _start(context, self.result.row, self.result.settings, path)
-
-    def turn(self) -> None:
-        if self.worker is not None:
-            with self._failing():
-                seconds = self.worker.ask('turn')
-                self.result.network.append(seconds['network'])
-                if 'end_to_end' in seconds:
-                    self.result.end_to_end.append(seconds['end_to_end'])
-
-    def finish(self) -> None:
-        if self.worker is not None:
-            with self._failing():
-                for name, value in self.worker.ask('facts').items():
-                    setattr(self.result, name, value)
-
-    def stop(self) -> None:
-        if self.worker is not None:
-            self.worker.stop()
-            self.worker = None
-
-    @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
-        """Keep a failure to its row."""
-        try:
-            yield
-        except RowError as error:
-            self.say(f'{self.result.row.label}: {error}')
-            self.result.error = str(error)
-            self.result.network, self.result.end_to_end = [], []
-            self.stop()
-
-
 def run(
     rows: Sequence[Row], settings: Settings, say: Callable[[str], object] = lambda text: None
 ) -> list[Result]:
-    """Time all rows.
-
-    Args:
-        rows: The first one is what the others are compared with.
-        settings: How to time.
-        say: Is told of the progress.
-
-    Returns:
-        A result for each row.
+    """Time all rows and compare them with the first one; ``say`` is told of the progress.
 
     Raises:
         UserError: A config or a checkpoint is at fault; nothing was timed then.
     """
     size_of = functools.cache(_size)
-    entries = [
-        _Entry(Result(row, settings, *size_of(row.config, row.checkpoint, settings)), say)
-        for row in rows
+    results = [
+        Result(row, settings, *size_of(row.config, row.checkpoint, settings)) for row in rows
     ]
+    workers: dict[int, Worker] = {}  # of the rows that did not fail, by their place
+
+    @contextlib.contextmanager
+    def one_row(place: int) -> Iterator[Result]:
+        """Keep a failure to its row."""
+        result = results[place]
+        try:
+            yield result
+        except RowError as error:
+            say(f'{result.row.label}: {error}')
+            result.error = str(error)
+            result.network, result.end_to_end = [], []
+            if place in workers:
+                workers.pop(place).stop()
+
     context = _context()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        for i, entry in enumerate(entries):
-            say(f'{entry.result.row.label}: preparing, {i + 1} of {len(rows)}')
-            stack.callback(entry.stop)
-            entry.start(context, f'{folder}/{i}')
-        for i in range(settings.rounds):
-            say(f'round {i + 1} of {settings.rounds}')
-            for entry in entries:
-                entry.turn()
-        for entry in entries:
-            entry.finish()
-    results = [entry.result for entry in entries]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for i, row in enumerate(rows):
+                say(f'{row.label}: preparing, {i + 1} of {len(rows)}')
+                with one_row(i):
+                    workers[i] = _start(context, row, settings, f'{folder}/{i}')
+            for turn in range(settings.rounds):
+                say(f'round {turn + 1} of {settings.rounds}')
+                for i, worker in list(workers.items()):
+                    with one_row(i) as result:
+                        for name, seconds in worker.ask('turn').items():
+                            getattr(result, name).append(seconds)
+            for i, worker in list(workers.items()):
+                with one_row(i) as result:
+                    for name, value in worker.ask('facts').items():
+                        setattr(result, name, value)
+        finally:
+            for worker in workers.values():
+                worker.stop()
     if results[0].network:
+        first = float(np.median(results[0].network))
         for result in results:
             if result.network:
-                result.ratio = float(np.median(result.network) / np.median(results[0].network))
+                result.ratio = float(np.median(result.network)) / first
     return results
 
 
 def _size(config: str, checkpoint: str | None, settings: Settings) -> tuple[int, int | None]:
-    """Parameters, and multiply-adds of one image; None where they can't be counted.
-
-    Raises:
-        UserError: The config does not build, or its checkpoint does not fit.
-    """
+    """Parameters, and multiply-adds of one image; None where they can't be counted."""
     model, _ = build_row(Row(config, checkpoint=checkpoint), settings)
     params = sum(p.numel() for p in model.parameters())
     try:
@@ -205,9 +170,6 @@ def run_layers(
     """Time the layers of each row's network, in this process, float32, as built or fused.
 
     The process keeps the memory that it frees, also for networks as built.
-
-    Raises:
-        UserError: As :func:`run`, or another runtime or precision is asked for.
     """
     if any(row.runtime not in ('torch', 'fused') or row.precision != 'fp32' for row in rows):
         raise UserError('layers are timed of torch and fused, in fp32')
@@ -218,61 +180,46 @@ def run_layers(
     for row in rows:
         say(row.label)
         model, _ = build_row(row, settings)
-        model = optimise(model, row.runtime).to(settings.device)
         image = torch.rand(settings.batch, 3, *settings.shape, device=settings.device)
         if row.runtime == 'fused':
-            image = image.to(memory_format=torch.channels_last)
-        costs = time_layers(model, image, settings.rounds)
+            model, image = fuse(model), image.to(memory_format=torch.channels_last)
+        costs = time_layers(model.to(settings.device), image, settings.rounds)
         results.append(LayerTimes(row, settings, machine, costs))
     return results
 
 
 def describe_run(rows: Sequence[Row], settings: Settings) -> str:
     """What the numbers depend on, in a few lines: machine, versions, settings."""
+    device = f'CPU {_cpu_model()}, {settings.threads} threads of {os.cpu_count()} cores'
     if torch.device(settings.device).type == 'cuda':
-        machine = f'{torch.cuda.get_device_name(settings.device)} (CUDA {torch.version.cuda}); '
-        tf32 = torch.backends.cudnn.allow_tf32
-        machine += f'fp32 convolutions {"may use" if tf32 else "do without"} TF32; CPU '
-    else:
-        machine = 'CPU '
-    packages = ['torch', _provider('mmseg')]
-    packages += sorted({row.runtime for row in rows} & {'onnxruntime', 'openvino'})
-    height, width = settings.shape
+        tf32 = 'may use' if torch.backends.cudnn.allow_tf32 else 'do without'
+        gpu = f'{torch.cuda.get_device_name(settings.device)} (CUDA {torch.version.cuda})'
+        device = f'{gpu}; fp32 convolutions {tf32} TF32; {device}'
+    provider = packages_distributions().get('mmseg', ['mmseg'])[0]  # of the installed stack
+    versions = [f'torch {torch.__version__}']
+    for name in (provider, *sorted({row.runtime for row in rows} & {'onnxruntime', 'openvino'})):
+        try:
+            versions.append(f'{name} {version(name)}')
+        except PackageNotFoundError:
+            versions.append(f'{name} not installed')
     passes = 'training step: forward, loss, backward, optimizer step'
     if not any(row.training for row in rows):
         passes = 'network alone, to logits'
         if settings.end_to_end:
             passes += f'; end to end from a {PHOTO[1]}x{PHOTO[0]} JPEG file to a label map'
+    height, width = settings.shape
     precisions = ', '.join(dict.fromkeys(row.precision for row in rows))
-    return '\n'.join(
-        [
-            f'device: {machine}{cpu_model()}, {settings.threads} threads of '
-            f'{os.cpu_count()} cores, {platform.system()}',
-            'versions: ' + ', '.join(f'{name} {_version(name)}' for name in packages),
-            f'input: {settings.batch} x 3 x {height} x {width} (synthetic), {precisions}',
-            f'timed: {passes}; {settings.rounds} interleaved rounds',
-        ]
+    return (
+        f'device: {device}, {platform.system()}\n'
+        f'versions: {", ".join(versions)}\n'
+        f'input: {settings.batch} x 3 x {height} x {width} (synthetic), {precisions}\n'
+        f'timed: {passes}; {settings.rounds} interleaved rounds'
     )
 
 
-def cpu_model() -> str:
-    """The processor's name."""
+def _cpu_model() -> str:
     try:
         with open('/proc/cpuinfo') as file:
-            names = [line.split(':', 1)[1].strip() for line in file if 'model name' in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _provider(module: str) -> str:
-    """The distribution of the installed stack that brings mmseg."""
-    names = ('onedl-mmsegmentation', 'mmsegmentation')
-    return next((name for name in names if _version(name) != 'not installed'), module)
-
-
-def _version(name: str) -> str:
-    try:
-        return torch.__version__ if name == 'torch' else version(name)
-    except PackageNotFoundError:
-        return 'not installed'
+            return next(line.split(':', 1)[1].strip() for line in file if 'model name' in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

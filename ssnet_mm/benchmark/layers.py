@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from .rows import Row, Settings
 
 REST = '(all else)'  # what runs between the layers: additions, resizing, Python
 _SAMPLES = 5  # of the machine's speed; the best one counts, as it is a limit
-_WARMUP = 3  # passes before layers are timed
+WARMUP = 3  # passes before those that count: the first compiles, or picks kernels
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,18 @@ class LayerCost:
         arithmetic = 2 * self.macs / machine.flops >= self.moved / machine.bandwidth
         return 'arithmetic' if arithmetic else 'memory'
 
+    def to_dict(self, machine: Machine) -> dict[str, Any]:
+        """As JSON holds it; what runs between the layers has no limit."""
+        return {
+            'name': self.name,
+            'ms': self.seconds * 1e3,
+            'macs': self.macs,
+            'gflops': self.flops / 1e9,
+            'peak_share': self.flops / machine.flops,
+            'limit_ms': None if self.name == REST else self.limit(machine) * 1e3,
+            'bound': None if self.name == REST else self.bound(machine),
+        }
+
 
 def synchronize(device: torch.device | str) -> None:
     """Wait until a device has done what it was told; a CPU always has."""
@@ -62,27 +75,25 @@ def synchronize(device: torch.device | str) -> None:
         torch.cuda.synchronize(device)
 
 
+def seconds_of(function: Callable[[], object], device: torch.device | str) -> float:
+    """How long a call takes."""
+    synchronize(device)
+    start = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
 @torch.no_grad()
-def count_macs(model: nn.Module, shape: tuple[int, int, int, int]) -> dict[str, int]:
-    """Multiply-adds of convolutions and matrix products, by module name.
+def count_macs(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
+    """Multiply-adds of convolutions and matrix products on an input (N, C, H, W), by module name.
 
-    Args:
-        model: A segmentor, or any module of one image batch. On the meta device nothing is
-            computed and nothing is allocated.
-        shape: Of the input: (N, C, H, W).
-
-    Returns:
-        Name to number; a module's number has those of its parts in it, ``''`` is the whole.
-
-    Example:
-        >>> from torch import nn
-        >>> from ssnet_mm.benchmark.layers import count_macs
-        >>> count_macs(nn.Conv2d(3, 8, 3, padding=1, device='meta'), (1, 3, 10, 10))['']
-        21600
+    A module's number has those of its parts in it, ``''`` is the whole. On the meta device nothing
+    is computed and nothing is allocated.
     """
     device = next(model.parameters()).device
     with FlopCounterMode(display=False) as counter:
-        run_network(model, torch.empty(shape, device=device))
+        run_network(model, torch.empty(*shape, device=device))
     macs = {'': counter.get_total_flops() // 2}  # torch counts two operations
     root = type(model).__name__
     for name, operations in counter.get_flop_counts().items():
@@ -98,39 +109,25 @@ def run_network(model: nn.Module, image: Tensor) -> Any:
 
 def measure_machine(device: str = 'cpu') -> Machine:
     """Time one large float32 matrix product and one large copy, with torch's threads as set."""
+
+    def best(function: Callable[[], object]) -> float:
+        return min(seconds_of(function, device) for _ in range(_SAMPLES + 1))
+
     side = 2048 if torch.device(device).type == 'cpu' else 8192
     a, b = torch.rand(2, side, side, device=device)
-    product = _best(lambda: torch.mm(a, b), device)
+    product = best(lambda: torch.mm(a, b))
     source = torch.rand(64 * 2**20, device=device)  # 256 MiB: more than a core's share of caches
     target = torch.empty_like(source)
-    copy = _best(lambda: target.copy_(source), device)
+    copy = best(lambda: target.copy_(source))
     return Machine(2 * side**3 / product, 2 * source.nbytes / copy)
-
-
-def _best(function: Callable[[], object], device: str) -> float:
-    return min(_seconds(function, device) for _ in range(_SAMPLES + 1))
-
-
-def _seconds(function: Callable[[], object], device: torch.device | str) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    function()
-    synchronize(device)
-    return time.perf_counter() - start
 
 
 @torch.no_grad()
 def time_layers(model: nn.Module, image: Tensor, rounds: int) -> list[LayerCost]:
-    """Time every layer (a module without parts) of a network in eval mode.
+    """Time every layer (a module without parts) of a network in eval mode, on a batch (N, C, H, W).
 
-    Args:
-        model: As ``count_macs`` takes it.
-        image: Normalised float batch (N, C, H, W) on the model's device.
-        rounds: Passes that count; three more warm up.
-
-    Returns:
-        The layers in the order in which they run, then :data:`REST`: the whole pass, timed without
-        looking into it, less the layers.
+    The layers come in the order in which they run, then :data:`REST`: the whole pass, timed without
+    looking into it, less the layers.
     """
     device = image.device
     idle = (nn.Identity, nn.modules.dropout._DropoutNd)  # pass on what they are given
@@ -140,8 +137,9 @@ def time_layers(model: nn.Module, image: Tensor, rounds: int) -> list[LayerCost]
         if name and not any(m.children()) and not isinstance(m, idle)
     }
     started: dict[nn.Module, float] = {}
-    seconds: dict[str, float] = {}
-    moved: dict[str, int] = {}
+    moved: defaultdict[str, int] = defaultdict(int)
+    samples: list[defaultdict[str, float]] = []  # seconds of each pass
+    whole: list[float] = []
 
     def before(module: nn.Module, inputs: Any) -> None:
         synchronize(device)
@@ -149,28 +147,23 @@ def time_layers(model: nn.Module, image: Tensor, rounds: int) -> list[LayerCost]
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
         synchronize(device)
-        took = time.perf_counter() - started[module]
-        name = layers[module]
+        samples[-1][layers[module]] += time.perf_counter() - started[module]
         tensors = [t for t in (*inputs, output, *module.parameters()) if isinstance(t, Tensor)]
-        seconds[name] = seconds.get(name, 0.0) + took
-        moved[name] = moved.get(name, 0) + sum(t.nbytes for t in tensors)
+        moved[layers[module]] += sum(t.nbytes for t in tensors)
 
-    whole: list[float] = []
-    samples: list[dict[str, float]] = []
-    for _ in range(rounds + _WARMUP):  # in turns: what slows the machine for a while slows both
-        whole.append(_seconds(lambda: run_network(model, image), device))
+    for _ in range(rounds + WARMUP):  # in turns: what slows the machine for a while slows both
+        whole.append(seconds_of(lambda: run_network(model, image), device))
+        samples.append(defaultdict(float))
+        moved.clear()
         handles = [m.register_forward_pre_hook(before) for m in layers]
         handles += [m.register_forward_hook(after) for m in layers]
-        seconds.clear()
-        moved.clear()
         try:
             run_network(model, image)
         finally:
             for handle in handles:
                 handle.remove()
-        samples.append(dict(seconds))
-    del whole[:_WARMUP], samples[:_WARMUP]
-    macs = count_macs(model, tuple(image.shape))  # type: ignore[arg-type]
+    del whole[:WARMUP], samples[:WARMUP]
+    macs = count_macs(model, image.shape)
     costs = [
         LayerCost(name, statistics.median(s[name] for s in samples), macs.get(name, 0), moved[name])
         for name in samples[0]
@@ -190,27 +183,12 @@ class LayerTimes:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it; speeds in operations a second, a multiply-add being two."""
-        machine = self.machine
-        layers = []
-        for cost in self.costs:
-            counted = cost.name != REST
-            layers.append(
-                {
-                    'name': cost.name,
-                    'ms': cost.seconds * 1e3,
-                    'macs': cost.macs,
-                    'gflops': cost.flops / 1e9,
-                    'peak_share': cost.flops / machine.flops,
-                    'limit_ms': cost.limit(machine) * 1e3 if counted else None,
-                    'bound': cost.bound(machine) if counted else None,
-                }
-            )
         return {
             'config': self.row.config,
             'backend': self.row.runtime,
             'shape': list(self.settings.shape),
             'batch': self.settings.batch,
-            'peak_gflops': machine.flops / 1e9,
-            'bandwidth_gb_s': machine.bandwidth / 1e9,
-            'layers': layers,
+            'peak_gflops': self.machine.flops / 1e9,
+            'bandwidth_gb_s': self.machine.bandwidth / 1e9,
+            'layers': [cost.to_dict(self.machine) for cost in self.costs],
         }

@@ -16,26 +16,9 @@ MIB = 2**20
 def held_bytes(forward: Callable[[], Any], device: torch.device | str = 'cpu') -> int:
     """Bytes that are held between the forward and the backward pass, counted at the allocator.
 
-    That is all memory of the device which ``forward`` takes and does not give back while its
-    outcome lives: activations, the outcome itself, whatever waits for the backward pass. (What
-    autograd saves is less: inputs of segments that are computed again, closures and buffers are not
-    in it.) What was there before, as parameters and the images, does not count, unless ``forward``
-    makes it.
-
-    Args:
-        forward: Runs the forward pass with gradients on and returns its outcome.
-        device: Where it runs, a CPU or a CUDA device. On CUDA it runs twice, as the first run
-            loads libraries which keep memory of their own.
-
-    Returns:
-        The number of bytes.
-
-    Example:
-        >>> import torch
-        >>> from ssnet_mm.benchmark.memory import held_bytes
-        >>> x = torch.rand(1000, requires_grad=True)
-        >>> held_bytes(lambda: x.exp())  # 1000 values of 4 bytes, which its gradient needs too
-        4000
+    That is what ``forward`` takes and does not give back while its outcome lives: activations, the
+    outcome, whatever waits for the backward pass. (What autograd saves is less: inputs of segments
+    that are computed again, closures and buffers are not in it.)
     """
     device = torch.device(device)
     if device.type == 'cpu':
@@ -45,7 +28,7 @@ def held_bytes(forward: Callable[[], Any], device: torch.device | str = 'cpu') -
         assert prof.kineto_results is not None
         held = sum(e.nbytes() for e in prof.kineto_results.events() if e.name() == '[memory]')
     else:
-        forward()
+        forward()  # loads libraries, which keep memory of their own
         gc.collect()
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

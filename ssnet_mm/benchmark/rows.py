@@ -21,21 +21,13 @@ PRECISIONS = ('fp32', 'fp16', 'bf16', 'int8')
 
 @dataclass(frozen=True)
 class Row:
-    """What is timed.
+    """What is timed."""
 
-    Args:
-        config: Path, or ``mmseg::`` and the name of a config that mmseg brings along.
-        runtime: One of :data:`RUNTIMES`.
-        precision: One of :data:`PRECISIONS`, in training 'fp32' or 'amp'.
-        checkpoint: Weights; None leaves them as drawn.
-        training: Time a training step instead of a prediction.
-    """
-
-    config: str
+    config: str  # path, or mmseg:: and the name of a config that mmseg brings along
     runtime: str = 'torch'
-    precision: str = 'fp32'
-    checkpoint: str | None = None
-    training: bool = False
+    precision: str = 'fp32'  # in training 'fp32' or 'amp'
+    checkpoint: str | None = None  # None leaves the weights as drawn
+    training: bool = False  # time a training step instead of a prediction
 
     @property
     def name(self) -> str:
@@ -50,28 +42,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Settings:
-    """How all rows are timed.
+    """How all rows are timed; UserError where that is not possible."""
 
-    Args:
-        shape: Height and width of the network's input.
-        batch: Images a pass.
-        threads: CPU threads of every runtime.
-        device: As torch names it.
-        rounds: Timed passes of each row.
-        end_to_end: Time the way from a JPEG file to its label map too.
-        num_classes: Put into every head; None leaves the configs' own.
-
-    Raises:
-        UserError: A size or count is not positive, or the device is not here.
-    """
-
-    shape: tuple[int, int] = (512, 512)
-    batch: int = 1
-    threads: int = 1
+    shape: tuple[int, int] = (512, 512)  # height and width of the network's input
+    batch: int = 1  # images a pass
+    threads: int = 1  # CPU threads of every runtime
     device: str = 'cpu'
-    rounds: int = 20
-    end_to_end: bool = False
-    num_classes: int | None = None
+    rounds: int = 20  # timed passes of each row
+    end_to_end: bool = False  # time the way from a JPEG file to its label map too
+    num_classes: int | None = None  # put into every head; None leaves the configs' own
 
     def __post_init__(self) -> None:
         for name in ('shape', 'batch', 'threads', 'rounds', 'num_classes'):
@@ -83,31 +62,19 @@ class Settings:
 
 @dataclass
 class Result:
-    """What was measured of a row. What was not is None.
-
-    Args:
-        row: What was timed.
-        settings: How.
-        params: Parameters.
-        macs: Multiply-adds of one image.
-        network: Seconds of each pass: of the network alone, or of a training step.
-        end_to_end: Seconds of each way from a JPEG file to its label map.
-        peak_mib: The most memory that was needed.
-        held_mib: What one image holds until the backward pass.
-        ratio: Of the median time, to that of the first row.
-        error: Why the row failed, in one line.
-    """
+    """What was measured of a row. What was not is None."""
 
     row: Row
     settings: Settings
     params: int | None = None
-    macs: int | None = None
+    macs: int | None = None  # multiply-adds of one image
+    # seconds of each pass: of the network alone or a training step; from a JPEG file to its labels
     network: list[float] = field(default_factory=list)
     end_to_end: list[float] = field(default_factory=list)
-    peak_mib: float | None = None
-    held_mib: float | None = None
-    ratio: float | None = None
-    error: str | None = None
+    peak_mib: float | None = None  # the most memory that was needed
+    held_mib: float | None = None  # what one image holds until the backward pass
+    ratio: float | None = None  # of the median time, to that of the first row
+    error: str | None = None  # why the row failed, in one line
 
     @property
     def images_per_s(self) -> float | None:
@@ -150,11 +117,7 @@ def plan(
     checkpoints: Sequence[str] = (),
     training: bool = False,
 ) -> list[Row]:
-    """All combinations, config by config, then runtime by runtime.
-
-    Raises:
-        UserError: The checkpoints are not one a config.
-    """
+    """All combinations, config by config, then runtime by runtime."""
     if checkpoints and len(checkpoints) != len(configs):
         raise UserError(
             f'checkpoints must be one file a config: got {len(checkpoints)} for {len(configs)}'

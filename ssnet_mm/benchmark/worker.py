@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -28,7 +27,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssnet_mm.deploy import Segmenter, fuse, runtimes
 from ssnet_mm.deploy.export import export
@@ -40,12 +39,11 @@ from ssnet_mm.engine.launch import tune_for_cpu, use_amp
 from ssnet_mm.errors import UserError, require
 from ssnet_mm.malloc import keep_freed_memory
 
-from .layers import run_network, synchronize
+from .layers import WARMUP, run_network, seconds_of
 from .memory import MIB, Memory, held_bytes
 from .rows import Row, Settings
 
 PHOTO = (480, 640)  # height and width of the JPEG file that end-to-end timing starts from
-WARMUP = 3  # passes; the first compiles, or picks kernels
 _DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
@@ -68,14 +66,7 @@ def find_config(path: str) -> str:
 
 
 def build_row(row: Row, settings: Settings) -> tuple[Any, Config]:
-    """Build a row's model on the CPU, in eval mode, without touching the network.
-
-    Returns:
-        The model and its config.
-
-    Raises:
-        UserError: The config does not build, or the checkpoint does not fit it.
-    """
+    """A row's model on the CPU, in eval mode, and its config; nothing is downloaded."""
     cfg = load_config(find_config(row.config))
     if settings.num_classes is not None:
         cfg.model = with_classes(cfg.model.to_dict(), settings.num_classes)
@@ -117,25 +108,18 @@ def _set_threads(settings: Settings) -> None:
 
 def _timed(function: Callable[[], Any], device: torch.device) -> float:
     """Seconds of the second of two calls: the first wakes threads and caches."""
-    for _ in range(2):
-        synchronize(device)
-        start = time.perf_counter()
-        function()
-        synchronize(device)
-    return time.perf_counter() - start
+    function()
+    return seconds_of(function, device)
 
 
 class Predictor:
     """A network that is ready to segment, warmed up.
 
-    Args:
-        row: What to time.
-        settings: How.
-        exported: File written by :func:`export_row`, for the runtimes that need one.
-
-    Raises:
-        UserError: The row can't run here.
+    ``exported`` is what :func:`export_row` wrote, for the runtimes that need it. UserError where
+    the row can't run here.
     """
+
+    segmenter: Segmenter | None = None  # the way from a JPEG file, where that is timed
 
     def __init__(self, row: Row, settings: Settings, exported: str | None = None) -> None:
         _set_threads(settings)
@@ -146,15 +130,14 @@ class Predictor:
         self.memory = Memory(self.device)
         self.measures_memory = exported is None or self.device.type == 'cpu'
         self.run: Callable[[Any], Any]
-        self.prepare: Callable[[Tensor], Any]
+        self.prepare: Callable[[Tensor], Any] = Tensor.numpy  # from a float32 image batch
         session: Any
         if exported is None:
-            self.run, self.prepare, session = _in_torch(row, settings)
+            session = self._load_in_torch(row)
         else:
             session = runtimes.load(exported, settings.device, settings.threads, row.precision)
-            self.run, self.prepare = session.run, Tensor.numpy
+            self.run = session.run
         self.image = self.prepare(torch.rand(settings.batch, 3, *settings.shape) * 4 - 2)
-        self.segmenter: Segmenter | None = None
         if settings.end_to_end and session is not None:
             self.segmenter = Segmenter(session, batch_size=settings.batch)
             self.folder = tempfile.TemporaryDirectory()
@@ -165,6 +148,30 @@ class Predictor:
         if row.runtime != 'torch' and self.device.type == 'cpu':  # as tools/predict.py does
             keep_freed_memory()
         self.memory.restart()
+
+    def _load_in_torch(self, row: Row) -> TorchSession | None:
+        """Set ``run`` and ``prepare``; return what predict.py runs, if that is the same network."""
+        if row.precision not in _DTYPES:
+            others = [f.runtime for f in runtimes.FORMATS.values() if row.precision in f.precisions]
+            raise UserError(f'{row.runtime} runs no {row.precision}; {" and ".join(others)} do')
+        torch.backends.cudnn.benchmark = True  # all passes have one shape
+        dtype = _DTYPES[row.precision]
+        layout = torch.contiguous_format if row.runtime == 'torch' else torch.channels_last
+        self.prepare = lambda image: image.to(self.device, dtype, memory_format=layout)
+        model, cfg = build_row(row, self.settings)
+        model = (model if row.runtime == 'torch' else fuse(model)).to(self.device, dtype)
+        session = None
+        if self.settings.end_to_end and row.runtime != 'compile' and row.precision == 'fp32':
+            session = TorchSession(ready(model, cfg))
+        if row.runtime == 'compile':
+            from torch._inductor import config as inductor
+
+            # Weights become constants, laid out for the kernels that take them; needs no_grad.
+            inductor.freezing = True
+            mode = 'max-autotune' if self.device.type == 'cuda' else 'default'
+            model = torch.compile(model, mode=mode)
+        self.run = functools.partial(run_network, model)
+        return session
 
     @torch.no_grad()
     def turn(self) -> dict[str, float]:
@@ -184,53 +191,11 @@ class Predictor:
         return {'peak_mib': self.memory.peak_mib() if self.measures_memory else None}
 
 
-def _in_torch(
-    row: Row, settings: Settings
-) -> tuple[Callable[[Any], Any], Callable[[Tensor], Any], TorchSession | None]:
-    """A network in torch, what turns a float32 image batch into its input, and the session in which
-    ``tools/predict.py`` would run it: it neither compiles nor changes precision.
-    """
-    if row.precision not in _DTYPES:
-        others = dict.fromkeys(
-            f.runtime for f in runtimes.FORMATS.values() if row.precision in f.precisions
-        )
-        raise UserError(f'{row.runtime} runs no {row.precision}; {" and ".join(others)} do')
-    dtype = _DTYPES[row.precision]
-    device = torch.device(settings.device)
-    torch.backends.cudnn.benchmark = True  # all passes have one shape
-    model, cfg = build_row(row, settings)
-    model = optimise(model, row.runtime).to(device, dtype)
-    session = None
-    if settings.end_to_end and row.runtime != 'compile' and row.precision == 'fp32':
-        session = TorchSession(ready(model, cfg))
-    if row.runtime == 'compile':
-        from torch._inductor import config as inductor
-
-        # Weights become constants, laid out for the kernels that take them; needs no_grad.
-        inductor.freezing = True
-        model = torch.compile(model, mode='max-autotune' if device.type == 'cuda' else 'default')
-    layout = torch.contiguous_format if row.runtime == 'torch' else torch.channels_last
-    return (
-        functools.partial(run_network, model),
-        lambda image: image.to(device, dtype, memory_format=layout),
-        session,
-    )
-
-
-def optimise(model: nn.Module, runtime: str) -> Any:
-    """A segmentor as 'torch', 'fused' or 'compile' runs it."""
-    return model if runtime == 'torch' else fuse(model)
-
-
 class Trainer:
     """A training step that is ready to be timed, warmed up: forward, loss, backward, optimizer.
 
-    Args:
-        row: What to time; the precision 'amp' is mixed precision, as ``tools/train.py --amp``.
-        settings: How.
-
-    Raises:
-        UserError: The row can't run here.
+    The precision 'amp' is mixed precision, as ``tools/train.py --amp``. UserError where the row
+    can't run here.
     """
 
     def __init__(self, row: Row, settings: Settings) -> None:
@@ -248,7 +213,18 @@ class Trainer:
             self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
         image = torch.rand(settings.batch, 3, *settings.shape) * 4 - 2
         self.inputs = image.to(self.device)
-        self.samples = _samples(settings, self.model.num_classes, self.device)
+        size = settings.shape
+        meta = dict(img_shape=size, ori_shape=size, pad_shape=size)
+        classes = self.model.num_classes
+        labels = torch.randint(classes, (settings.batch, 1, *size), device=self.device)
+        self.samples = [
+            SegDataSample(
+                metainfo=meta,
+                gt_sem_seg=PixelData(data=label),
+                gt_edge_map=PixelData(data=(label == 0).long()),  # which a few heads learn from
+            )
+            for label in labels
+        ]
         if self.device.type == 'cpu':  # as tools/train.py does
             tune_for_cpu(self.model)
         self.held_mib = held_bytes(self._loss, self.device) / MIB / settings.batch
@@ -270,25 +246,11 @@ class Trainer:
         return {'peak_mib': self.memory.peak_mib(), 'held_mib': self.held_mib}
 
 
-def _samples(settings: Settings, num_classes: int, device: torch.device) -> list[SegDataSample]:
-    """Random labels, and the edge maps that a few heads learn from."""
-    labels = torch.randint(num_classes, (settings.batch, 1, *settings.shape), device=device)
-    meta = dict(img_shape=settings.shape, ori_shape=settings.shape, pad_shape=settings.shape)
-    return [
-        SegDataSample(
-            metainfo=meta,
-            gt_sem_seg=PixelData(data=label),
-            gt_edge_map=PixelData(data=(label == 0).long()),
-        )
-        for label in labels
-    ]
-
-
 def serve(connection: Connection, make: Callable[..., Any], *args: Any) -> None:
     """Make something in this process and call its methods by name, as the parent asks for them.
 
-    Each answer is a pair: whether all went well, and the result or the reason in one line. What
-    can't be made is answered in place of the first call.
+    Each answer is a pair: whether all went well, and the result or the reason in one line. The
+    first one is that of making it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     warnings.simplefilter('ignore')  # each row would repeat them

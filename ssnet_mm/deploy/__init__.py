@@ -1,7 +1,6 @@
-"""Faster, smaller, elsewhere: what follows training.
+"""What follows training: models are fused, exported and run.
 
-A name is imported when it is first used: what runs an exported model needs neither torch nor a
-segmentation toolbox.
+A name is imported when it is first used: an exported model runs without torch and toolbox.
 """
 
 from __future__ import annotations

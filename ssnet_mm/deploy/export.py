@@ -11,12 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ssnet_mm.deploy.check import Report, compare, random_images
 from ssnet_mm.deploy.fusion import fuse
-from ssnet_mm.deploy.images import read_image
+from ssnet_mm.deploy.images import Pixels, read_image
 from ssnet_mm.deploy.network import Network, make_processor
 from ssnet_mm.deploy.runtimes import FORMATS, load, module_of
 from ssnet_mm.engine.config import describe
@@ -35,7 +32,7 @@ def export(
     precision: str = 'fp32',
     end_to_end: bool = False,
     size: tuple[int, int] = (512, 512),
-    calibration: Sequence[str | os.PathLike[str] | NDArray[np.uint8]] | None = None,
+    calibration: Sequence[str | os.PathLike[str] | Pixels] | None = None,
 ) -> Report:
     """Write a segmentor to a file, fused, for any batch, height and width.
 
@@ -74,13 +71,17 @@ def export(
     if (precision == 'int8') != bool(calibration):
         raise UserError('int8 takes calibration images, other precisions none')
     processor = make_processor(model, end_to_end, precision)
-    images = [processor.resized(_pixels(image)) for image in calibration or ()]
+    images = []
+    for image in calibration or ():
+        if isinstance(image, (str, os.PathLike)):
+            with _one_line(f'calibration image {image}'):
+                image = read_image(image)
+        images.append(processor.resized(image))
     network = Network(fuse(model, channels_last=False).cpu(), processor)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
-    files = [temporary]  # the weights get their name first
-    if kind.beside:
-        files.insert(0, temporary.with_suffix(kind.beside))
+    # the weights get their name first
+    files = [temporary.with_suffix(suffix) for suffix in (kind.beside, kind.suffix) if suffix]
     try:
         with _one_line(f'this model can not be exported to {format} ({precision})'):
             module_of(kind).write(network, temporary, size, images)
@@ -97,18 +98,9 @@ def export(
     return report
 
 
-def _pixels(image: Any) -> NDArray[np.uint8]:
-    if not isinstance(image, (str, os.PathLike)):
-        return image
-    try:
-        return read_image(Path(image))
-    except Exception as error:  # decoders raise all kinds
-        raise UserError(f'calibration image {image}: {describe(error)}') from error
-
-
 @contextmanager
 def _one_line(what: str) -> Iterator[None]:
-    """Whatever an exporter raises: it is about a layer that it does not know."""
+    """Turn whatever decoders and exporters raise into a UserError of one line."""
     try:
         yield
     except UserError:

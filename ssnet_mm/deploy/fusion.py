@@ -1,14 +1,14 @@
 """A network made ready for inference: the same outputs from fewer layers.
 
-torch has the arithmetic of folding a norm into a convolution, and mmcv a walker over modules
-(``mmcv.cnn.fuse_conv_bn``). That one takes every norm which is *defined* after a convolution for
-one that *runs* after it, and does not look into separable layers. Here a pair is folded only where
-the class that runs it is known, and everything else stays as it is.
+mmcv's ``fuse_conv_bn`` takes every norm which is *defined* after a convolution for one that *runs*
+after it, and does not look into separable layers. Here a pair is folded only where the class that
+runs it is known.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -32,18 +32,13 @@ _CONVS = (nn.Conv2d, MMCVConv2d)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
 
-# Classes whose `forward` runs `norm<i>` on the output of `conv<i>`, and nothing else reads that.
-# By the forward's home: subclasses that keep it (ResNetV1c, ResNeXt's blocks) are meant as well.
-_NUMBERED_PAIRS = {
-    f'{toolbox}.models.backbones.{name}.forward': numbers
+# Blocks and stems whose `forward` runs `norm<i>` on the output of `conv<i>`, which nothing else
+# reads. By the forward's home: subclasses that keep it (ResNetV1c, ResNeXt's) are meant as well.
+_NUMBERED_PAIRS = [
+    f'{toolbox}.models.backbones.{name}.forward'
     for toolbox in ('mmseg', 'mmpretrain')
-    for name, numbers in (
-        ('resnet.BasicBlock', (1, 2)),
-        ('resnet.Bottleneck', (1, 2, 3)),
-        ('resnet.ResNet', (1,)),  # the stem
-        ('hrnet.HRNet', (1, 2)),  # the stem
-    )
-}
+    for name in ('resnet.BasicBlock', 'resnet.Bottleneck', 'resnet.ResNet', 'hrnet.HRNet')
+]
 
 # Up to here one dense kernel is faster than a depthwise and a pointwise one: the image's channels.
 _DENSE_CHANNELS = 4
@@ -54,18 +49,16 @@ def fuse(model: nn.Module, *, channels_last: bool = True) -> nn.Module:
 
     - A batch norm is folded into the convolution it follows, in a separable layer into the
       pointwise half: in ``ConvModule``, ``nn.Sequential`` and the blocks and stems of ResNet and
-      HRNet. Where it is not certain what a norm follows, or where hooks are attached or a layer is
+      HRNet. Where it is not certain what a norm follows, where hooks are attached or a layer is
       shared, all stays as it is.
     - A ``SeparableConv2d`` of 1x1, or on at most four channels (the image), becomes one
       ``nn.Conv2d``.
     - The dropout of ``VGG16`` and of decode heads is gone.
 
-    What a layer's owner does with it is taken from the owner's class; code that reaches into a
-    block from outside, to read what a convolution gave before its norm, finds it normalised.
-
-    The result is for inference only: in eval mode, without gradients. ``train()`` brings back
-    neither norms nor dropout, and its checkpoints do not fit the model that it was made from. Fuse
-    again after further training: nothing is shared with the original, which is left as it was.
+    Code that reaches into a block, to read what a convolution gave before its norm, finds it
+    normalised. The copy is for inference only: in eval mode, without gradients. ``train()`` brings
+    back neither norms nor dropout, and its checkpoints do not fit the model that it was made from.
+    It shares nothing with that one, which is left as it was: fuse again after further training.
 
     Args:
         model: Any module: a whole segmentor, or a part.
@@ -91,18 +84,20 @@ def fuse(model: nn.Module, *, channels_last: bool = True) -> nn.Module:
         True
     """
     root = nn.ModuleList([copy.deepcopy(model)])
+    as_dense = functools.cache(_as_dense)  # a shared layer stays shared
     with torch.no_grad():
         _fold_norms(root)
-        _merge_separable(root)
-        for module in root.modules():
-            if isinstance(module, (VGG16, BaseDecodeHead)):
-                for name, child in module.named_children():
-                    if type(child) in _DROPOUTS and not _is_hooked(child):
-                        setattr(module, name, nn.Identity())
-    if channels_last:
-        for module in root.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                module.to(memory_format=torch.channels_last)
+        for module in list(root.modules()):
+            children: dict[str, Any] = module._modules
+            drops = isinstance(module, (VGG16, BaseDecodeHead))
+            for name, child in children.items():
+                if type(child) is SeparableConv2d:
+                    children[name] = as_dense(child)
+                elif drops and type(child) in _DROPOUTS and not _is_hooked(child):
+                    children[name] = nn.Identity()
+    for module in root.modules():
+        if channels_last and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(memory_format=torch.channels_last)
     root.eval().requires_grad_(False)
     return root[0]
 
@@ -136,80 +131,58 @@ def _count(module: nn.Module, types: tuple[type[nn.Module], ...]) -> int:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    """Whether calling it does, or may do, more than its class says (spectral norm, pruning)."""
+    """Whether a call may do more than the class says (spectral norm, pruning)."""
     return bool(module._forward_hooks or module._forward_pre_hooks or 'forward' in vars(module))
 
 
-def _users(root: nn.Module) -> Counter[int]:
-    """How many places a module is registered in, by its id."""
-    return Counter(id(c) for m in root.modules() for c in m._modules.values() if c is not None)
-
-
-def _pairs(module: Any) -> Iterator[tuple[Any, Any]]:
-    """Neighbours of which a module runs the second on the output of the first, and only there."""
+def _pairs(module: Any) -> Iterator[tuple[str, str]]:
+    """Names of children of which a module runs the second on the output of the first alone."""
     forward = type(module).forward
     if 'forward' in vars(module):
         return
     if forward is nn.Sequential.forward:
-        yield from pairwise(module._modules.values())
+        yield from pairwise(module._modules)
     elif type(module) is ConvModule:
         order = ''.join(step[0] for step in module.order if step != 'act' or module.with_activation)
         if 'cn' in order and module.with_norm:
-            yield module.conv, module.norm
-    else:
-        home = f'{forward.__module__}.{forward.__qualname__}'
-        for i in _NUMBERED_PAIRS.get(home, ()):
-            yield getattr(module, f'conv{i}', None), getattr(module, f'norm{i}', None)
+            yield 'conv', module.norm_name
+    elif f'{forward.__module__}.{forward.__qualname__}' in _NUMBERED_PAIRS:
+        for i in (1, 2, 3):
+            yield f'conv{i}', getattr(module, f'norm{i}_name', '')
 
 
 def _fold_norms(root: nn.Module) -> None:
-    users = _users(root)
-
-    def certain(*modules: nn.Module) -> bool:
-        return all(users[id(m)] == 1 and not _is_hooked(m) for m in modules)
-
+    # in how many places each module is registered
+    users = Counter(id(c) for m in root.modules() for c in m._modules.values() if c is not None)
     module: Any
-    for module in list(root.modules()):
-        names = {child: name for name, child in module.named_children()}
-        for layer, norm in list(_pairs(module)):
+    for module in root.modules():
+        children = module._modules
+        for name, norm_name in _pairs(module):
+            layer, norm = children.get(name), children.get(norm_name)
             conv: Any = layer.pointwise if type(layer) is SeparableConv2d else layer
             if type(conv) not in _CONVS or type(norm) not in _NORMS or norm.running_mean is None:
                 continue
-            if norm not in names or not certain(*layer.modules(), norm):
+            if any(users[id(m)] > 1 or _is_hooked(m) for m in (*layer.modules(), norm)):
                 continue
             conv.weight, conv.bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var,
                 norm.eps, norm.weight, norm.bias,
             )  # fmt: skip
-            setattr(module, names[norm], nn.Identity())
+            children[norm_name] = nn.Identity()
             if type(module) is ConvModule:
                 module.efficient_conv_bn_eval_forward = None  # it would fold what is folded
                 module.__class__ = _FoldedConvModule
 
 
-def _merge_separable(root: nn.Module) -> None:
-    """Replace separable layers by dense ones where that is less work."""
-    dense: dict[int, nn.Conv2d | None] = {}  # a shared layer stays shared
-    for module in list(root.modules()):
-        for name, child in module._modules.items():
-            if type(child) is not SeparableConv2d:
-                continue
-            if id(child) not in dense:
-                dense[id(child)] = _as_dense(child)
-            if (conv := dense[id(child)]) is not None:
-                module._modules[name] = conv
-
-
-def _as_dense(layer: SeparableConv2d) -> nn.Conv2d | None:
-    """The one convolution that computes the same, or None where the pair is less work."""
+def _as_dense(layer: SeparableConv2d) -> nn.Module:
+    """The one convolution that computes the same; the layer itself where the pair is less work."""
     depthwise: Any = layer.depthwise  # its tuples of two are tuples of int to torch's hints
     pointwise = layer.pointwise
     if depthwise.kernel_size != (1, 1) and depthwise.in_channels > _DENSE_CHANNELS:
-        return None
-    if type(depthwise) not in _CONVS or type(pointwise) not in _CONVS:
-        return None
-    if any(_is_hooked(module) for module in layer.modules()):
-        return None
+        return layer
+    exact = type(depthwise) in _CONVS and type(pointwise) in _CONVS
+    if not exact or any(_is_hooked(module) for module in layer.modules()):
+        return layer
     conv = nn.Conv2d(
         depthwise.in_channels,
         pointwise.out_channels,

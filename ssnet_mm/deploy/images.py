@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,31 +17,23 @@ ImageLike = str | os.PathLike[str] | Image.Image | Pixels
 
 
 def read_image(path: str | os.PathLike[str]) -> Pixels:
-    """Read a file as RGB, turned upright as its metadata says; 16 bits become 8.
-
-    Raises:
-        Exception: Of any kind, as decoders raise them.
-    """
-    with Image.open(Path(path)) as image:
+    """Read a file, upright as its metadata says; its decoder may raise anything."""
+    with Image.open(path) as image:
         image.load()  # raises where the file is cut short
         return to_rgb(ImageOps.exif_transpose(image))
 
 
 def to_rgb(image: Image.Image) -> Pixels:
-    """The pixels of a PIL image of any mode."""
+    """The pixels of a PIL image of any mode; 16 bits become 8."""
     if image.mode.startswith('I;16'):  # which Pillow would clip
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return np.array(image.convert('RGB'))
 
 
 def full_palette(palette: Sequence[Sequence[int]], num_classes: int) -> NDArray[np.uint8]:
-    """RGB colours for at least all classes: the given ones, then VOC's colour map.
-
-    Returns:
-        Of shape (256, 3).
-    """
-    voc = voc_palette()
+    """RGB colours (256, 3): the given ones if there is one a class, then VOC's colour map."""
+    colours = voc_palette()
     given = np.array(palette, np.uint8).reshape(-1, 3)[:256]
     if len(given) >= num_classes:
-        voc[: len(given)] = given
-    return voc
+        colours[: len(given)] = given
+    return colours

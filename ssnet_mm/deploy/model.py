@@ -13,11 +13,7 @@ from ssnet_mm.errors import UserError
 
 
 def check_device(device: str | None) -> str:
-    """A device that torch can use; None takes CUDA where there is some.
-
-    Raises:
-        UserError: It is none of torch's, or not on this machine.
-    """
+    """A device that torch can use, or a UserError; None takes CUDA where there is some."""
     count = torch.cuda.device_count()
     if device is None:
         return 'cuda:0' if count else 'cpu'
@@ -31,10 +27,7 @@ def check_device(device: str | None) -> str:
 
 
 def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
-    """Build the config's segmentor with a checkpoint's weights, in evaluation mode.
-
-    Returns:
-        The model, with ``cfg`` and ``dataset_meta``.
+    """Build the config's segmentor with a checkpoint's weights, :func:`ready` and in eval mode.
 
     Raises:
         UserError: The model can't be built, or the weights are not its own.
@@ -47,13 +40,8 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
 def ready(model: Any, cfg: Config, dataset_meta: Any = None) -> Any:
     """Give a segmentor what running it on images needs, as mmseg's ``init_model`` does.
 
-    Args:
-        model: Gets ``cfg``, with a ``test_pipeline``, and ``dataset_meta``.
-        cfg: The model's.
-        dataset_meta: Classes and palette; by default those of the config's data set.
-
-    Raises:
-        UserError: The config has no test pipeline.
+    That is ``cfg``, with a ``test_pipeline``, and ``dataset_meta``: classes and palette, by default
+    those of the config's data set. UserError where the config has no test pipeline.
     """
     if 'test_pipeline' not in cfg:
         with config_errors(f'{cfg.filename} has neither test_pipeline nor test_dataloader'):

@@ -18,8 +18,7 @@ _LOADING = ('LoadImageFromFile', 'LoadImageFromNDArray', 'LoadAnnotations', 'Pac
 def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32') -> Processor:
     """Read off a segmentor what surrounds its network.
 
-    Raises:
-        UserError: It does what a processor can't tell: sliding windows, padding, other transforms.
+    UserError where a processor can't tell that: sliding windows, padding, other transforms.
     """
     preprocessor, head = model.data_preprocessor, model.decode_head
     if model.test_cfg.get('mode', 'whole') != 'whole':
@@ -27,13 +26,11 @@ def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32'
     if getattr(preprocessor, 'test_cfg', None):
         raise UserError('a data_preprocessor that pads test images (test_cfg) can not be exported')
     pipeline = getattr(model, 'cfg', {}).get('test_pipeline', [])
-    known = (*_LOADING, 'Resize')
-    strange = [t['type'] for t in pipeline if t['type'] not in known]
-    resizes = [t for t in pipeline if t['type'] == 'Resize']
-    if strange or len(resizes) > 1:
+    types = [transform['type'] for transform in pipeline]
+    if {*types} - {*_LOADING, 'Resize'} or types.count('Resize') > 1:
         raise UserError(
             'the test pipeline can not be exported: it may load, Resize once and pack, but has '
-            f'{", ".join(t["type"] for t in pipeline)}'
+            f'{", ".join(types)}'
         )
     normalises = preprocessor._enable_normalize
     meta = getattr(model, 'dataset_meta', None) or {}
@@ -42,7 +39,7 @@ def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32'
         mean=tuple(preprocessor.mean.flatten().tolist()) if normalises else (),
         std=tuple(preprocessor.std.flatten().tolist()) if normalises else (),
         channel_order='rgb' if swaps_channels(preprocessor) else 'bgr',
-        resize=_resize_of(resizes[0]) if resizes else None,
+        resize=_resize_of(pipeline[types.index('Resize')]) if 'Resize' in types else None,
         align_corners=model.align_corners,
         crops=isinstance(head, CaffeFCN8Head),
         threshold=head.threshold if head.out_channels == 1 else None,
@@ -54,9 +51,8 @@ def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32'
 
 
 def _resize_of(transform: dict[str, Any]) -> dict[str, Any]:
-    known = {'type', 'scale', 'scale_factor', 'keep_ratio'}
-    if set(transform) - known:
-        raise UserError(f'a Resize with {", ".join(set(transform) - known)} can not be exported')
+    if strange := {*transform} - {'type', 'scale', 'scale_factor', 'keep_ratio'}:
+        raise UserError(f'a Resize with {", ".join(strange)} can not be exported')
     found: dict[str, Any] = {'keep_ratio': bool(transform.get('keep_ratio', False))}
     for name in ('scale', 'scale_factor'):
         value = transform.get(name)
@@ -93,25 +89,24 @@ class Finish(nn.Module):
 
     def __init__(self, processor: Processor) -> None:
         super().__init__()
-        self.align_corners = processor.align_corners
-        self.crops = processor.crops
-        self.threshold = processor.threshold
+        self.processor = processor
 
     def forward(self, logits: Tensor, images: Tensor) -> Tensor:
-        if self.crops:
+        if self.processor.crops:
             logits = logits[:, :, : images.shape[1], : images.shape[2]]
         else:
             down = self._weights(logits.shape[2], images.shape[1])
             across = self._weights(logits.shape[3], images.shape[2])
             logits = down @ (logits @ across.t())
-        if self.threshold is None:
+        if self.processor.threshold is None:
             return logits.argmax(1).to(torch.uint8)
-        return (logits[:, 0].sigmoid() > self.threshold).to(torch.uint8)
+        return (logits[:, 0].sigmoid() > self.processor.threshold).to(torch.uint8)
 
     def _weights(self, given: int, wanted: int) -> Tensor:
+        """As the processor's matrix, (wanted, given), with sizes that may be symbols."""
         taps = torch.arange(given, dtype=torch.float32)
         place = torch.arange(wanted, dtype=torch.float32)
-        if self.align_corners:
+        if self.processor.align_corners:
             place = place * (taps[-1] / place[-1].clamp(min=1))
         else:
             place = ((place + 0.5) * (given / wanted) - 0.5).clamp(min=0)
@@ -120,12 +115,9 @@ class Finish(nn.Module):
 
 
 class Network(nn.Module):
-    """What a file holds: a segmentor, end to end with what comes before and after it.
+    """What a file holds: a segmentor, fused and on the CPU; end to end all around it too.
 
-    Args:
-        model: Fused, on the CPU.
-        processor: Says what comes before and after. In the graph these parts have the names of the
-            attributes ``prepare`` and ``finish``.
+    In the graph what comes before and after it has the names ``prepare`` and ``finish``.
     """
 
     def __init__(self, model: Any, processor: Processor) -> None:
@@ -135,11 +127,6 @@ class Network(nn.Module):
         self.prepare = Prepare(processor)
         self.finish = Finish(processor)
         self.eval().requires_grad_(False)
-
-    def half(self) -> Network:
-        """Compute the network, and nothing around it, in half precision."""
-        self.model.half()
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         planes = self.prepare(images) if self.processor.end_to_end else images

@@ -6,7 +6,8 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,16 +27,11 @@ _UNKNOWN_RATE = 25.0  # frames per second, for cameras that do not tell theirs
 def find_images(path: str | Path, listing: TextIO | None = None) -> list[Path]:
     """The image at a path, or the images in the folder at it (not in folders below), sorted.
 
-    Args:
-        path: ``-`` reads paths from ``listing``, one a line.
-        listing: By default standard input.
-
-    Raises:
-        UserError: There is nothing, or a folder without images.
+    ``-`` reads paths from ``listing``, by default standard input, one a line. UserError where there
+    is nothing, or a folder without images.
     """
     if os.fspath(path) == '-':
-        lines = [line.strip() for line in listing or sys.stdin]
-        listed = [Path(line) for line in lines if line]
+        listed = [Path(line.strip()) for line in listing or sys.stdin if line.strip()]
         if not listed:
             raise UserError('no image: standard input names none; give one path a line')
         return listed
@@ -61,18 +57,25 @@ def output_names(images: Sequence[Path]) -> list[str]:
 
     Where full names repeat too, as from several folders, a number follows.
     """
-    stems = [image.stem for image in images]
-    repeat = len({stem.lower() for stem in stems}) < len(stems)  # some file systems ignore case
+    stems = {image.stem.lower() for image in images}  # some file systems ignore case
     names: list[str] = []
     taken: set[str] = set()
     for image in images:
-        base = image.name if repeat else image.stem
+        base = image.stem if len(stems) == len(images) else image.name
         name, number = base, 2
         while name.lower() in taken:
             name, number = f'{base}_{number}', number + 1
         taken.add(name.lower())
         names.append(f'{name}.png')
     return names
+
+
+def check_output(out_dir: str | Path, opacity: float) -> None:
+    """UserError where results can't be written as asked for; nothing is made."""
+    if not 0 <= opacity <= 1:
+        raise UserError(f'opacity must be from 0 to 1, got {opacity}')
+    if os.path.exists(out_dir) and not os.path.isdir(out_dir):
+        raise UserError(f'{out_dir} is a file; choose another folder')
 
 
 def predict_images(
@@ -82,24 +85,15 @@ def predict_images(
 
     The index map is a palette PNG: its pixel values are class indices, and it shows their colours.
 
-    Args:
-        segment: What labels an image.
-        images: Files to read.
-        out_dir: Folder to write to.
-        opacity: Of the colours over the image, 0 to 1.
-
     Returns:
         What went wrong with the images that were skipped, each named.
-
-    Raises:
-        UserError: A result can't be written, or would overwrite an input.
     """
     out_dir = Path(out_dir)
     folders = {(out_dir / kind).resolve() for kind in ('overlay', 'index')}
     if any(image.parent.resolve() in folders for image in images):
         raise UserError(f'{out_dir} would overwrite the images; choose another folder')
     failures = []
-    for image_path, name in zip(progress(images), output_names(images), strict=True):
+    for image_path, name in zip(_progress(images), output_names(images), strict=True):
         try:
             pixels = segment.pixels(image_path)
             labels = segment(pixels)
@@ -111,53 +105,21 @@ def predict_images(
         indexed = Image.fromarray(labels)
         indexed.putpalette(segment.colours.tobytes())  # mode L becomes P
         overlay = segment.overlay(pixels, labels, opacity)
-        write_result(out_dir / 'overlay' / name, _png(overlay))
-        write_result(out_dir / 'index' / name, _png(indexed))
+        for kind, picture in (('overlay', overlay), ('index', indexed)):
+            png = io.BytesIO()
+            picture.save(png, format='PNG')
+            write_result(out_dir / kind / name, png.getvalue())
     return failures
 
 
-def progress(items: Sequence[Path], file: TextIO | None = None) -> Iterator[Path]:
-    """Go through items, and say on one line of ``file`` (standard error) how many are done."""
-    file = file or sys.stderr
+def _progress(items: Sequence[Path]) -> Iterator[Path]:
+    """Go through items, and say on one line of standard error how many are done."""
     start = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
-        file.write(f'[{done}/{len(items)}] elapsed: {time.monotonic() - start:.0f}s\r')
-        file.flush()
-    file.write('\n')
-
-
-def _png(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, format='PNG')
-    return data.getvalue()
-
-
-def predict(
-    segment: Segmenter, images: Sequence[Path], out_dir: str | Path, opacity: float = 0.5
-) -> int:
-    """Segment images from files, all that can be.
-
-    Returns:
-        How many images were segmented.
-
-    Raises:
-        UserError: Bad input; or, after all others are done, images that could not be segmented.
-    """
-    failures = predict_images(segment, images, out_dir, opacity)
-    if failures:
-        raise UserError(
-            f'{len(failures)} of {len(images)} images could not be segmented: {"; ".join(failures)}'
-        )
-    return len(images)
-
-
-def check_output(out_dir: str | Path, opacity: float) -> None:
-    """UserError where results can't be written as asked for; nothing is made."""
-    if not 0 <= opacity <= 1:
-        raise UserError(f'opacity must be from 0 to 1, got {opacity}')
-    if os.path.exists(out_dir) and not os.path.isdir(out_dir):
-        raise UserError(f'{out_dir} is a file; choose another folder')
+        line = f'[{done}/{len(items)}] elapsed: {time.monotonic() - start:.0f}s'
+        print(line, end='\r', file=sys.stderr, flush=True)
+    print(file=sys.stderr)
 
 
 def predict_video(
@@ -170,21 +132,11 @@ def predict_video(
 ) -> tuple[int, Path]:
     """Write the overlay of each frame of a video or camera to ``<name>.mp4``.
 
-    The file gets its name when it is whole; interrupting a camera (Ctrl-C) ends it well.
-
-    Args:
-        segment: What labels an image.
-        source: A video file, or a camera's number.
-        out_dir: Folder to write to.
-        opacity: Of the colours over the frames, 0 to 1.
-        show: Open a window beside; q ends it.
-        limit: Frames to take; by default all that come.
+    The file gets its name when it is whole; the ``limit`` of frames, Ctrl-C, or q in the window
+    that ``show`` opens end it well.
 
     Returns:
         How many frames were written, and the file.
-
-    Raises:
-        UserError: The source has no frames, a window can't be opened, or a file not written.
     """
     cv2 = require('cv2', 'opencv-python', 'a video')
     source = os.fspath(source)
@@ -194,25 +146,30 @@ def predict_video(
     if not camera and not os.path.isfile(source):
         raise UserError(f'no video {source}; check the path')
     target = Path(out_dir) / (f'camera{source}.mp4' if camera else f'{Path(source).stem}.mp4')
-    if not camera and target.resolve() == Path(source).resolve():
+    if target.resolve() == Path(source).resolve():
         raise UserError(f'{out_dir} would overwrite the video; choose another folder')
     capture = cv2.VideoCapture(int(source) if camera else source)
     temporary, writer, count = temporary_name(target), None, 0
     try:
-        for frame in _frames(capture, limit):
-            overlay = segment.overlay(frame, segment(frame), opacity)
-            painted = np.asarray(overlay)[..., ::-1].copy()  # BGR
-            if writer is None:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                rate = capture.get(cv2.CAP_PROP_FPS) or _UNKNOWN_RATE
-                code = cv2.VideoWriter.fourcc(*_CODEC)
-                writer = cv2.VideoWriter(os.fspath(temporary), code, rate, overlay.size)
-                if not writer.isOpened():
-                    raise UserError(f"can't write {target}; choose another folder")
-            writer.write(painted)
-            count += 1
-            if show and _closed(cv2, painted):
-                break
+        with suppress(KeyboardInterrupt):
+            while count != limit:
+                ok, frame = capture.read()
+                if not ok:
+                    break
+                pixels = frame[..., ::-1]  # RGB
+                overlay = segment.overlay(pixels, segment(pixels), opacity)
+                painted = np.asarray(overlay)[..., ::-1].copy()  # BGR
+                if writer is None:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    rate = capture.get(cv2.CAP_PROP_FPS) or _UNKNOWN_RATE
+                    code = cv2.VideoWriter.fourcc(*_CODEC)
+                    writer = cv2.VideoWriter(os.fspath(temporary), code, rate, overlay.size)
+                    if not writer.isOpened():
+                        raise UserError(f"can't write {target}; choose another folder")
+                writer.write(painted)
+                count += 1
+                if show and _closed(cv2, painted):
+                    break
         if writer is None:
             what = f'camera {source}' if camera else source
             raise UserError(f'no frame comes from {what}; is it a video, and not in use elsewhere?')
@@ -224,21 +181,8 @@ def predict_video(
     return count, target
 
 
-def _frames(capture: Any, limit: int | None) -> Iterable[Any]:
-    """RGB frames, until there are no more, enough, or somebody presses Ctrl-C."""
-    count = 0
-    try:
-        while limit is None or count < limit:
-            ok, frame = capture.read()
-            if not ok:
-                return
-            yield frame[..., ::-1]
-            count += 1
-    except KeyboardInterrupt:
-        return
-
-
 def _closed(cv2: Any, painted: Any) -> bool:
+    """Show a frame; whether q was pressed."""
     try:
         cv2.imshow('ssnet_mm', painted)
         return cv2.waitKey(1) & 0xFF == ord('q')

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,7 @@ class Processor:
     palette: tuple[tuple[int, int, int], ...] = ()
 
     def to_json(self) -> str:
-        """One line that :meth:`from_json` reads."""
+        """One line of text."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
@@ -106,23 +105,17 @@ class Processor:
             planes /= np.array(self.std, np.float32)[:, None, None]
         return planes
 
-    def batches(self, images: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[Any]]:
-        """Images (H, W, 3) of the network's input size as what the file takes, one by one."""
-        for image in images:
-            yield image[None] if self.end_to_end else self.normalised(image[None])
+    def batch(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        """Images (N, H, W, 3) of the network's input size as what the file takes."""
+        return images if self.end_to_end else self.normalised(images)
 
     def labels(
         self, logits: NDArray[np.float32], size: tuple[int, int], original: tuple[int, int]
     ) -> NDArray[np.uint8]:
-        """Classes at an image's own size.
+        """Classes of one image's logits (C, h, w), at the ``original`` (height, width).
 
-        Logits go to the size of the network's input, then to the image's, as in mmseg. Both steps
-        are linear in each direction, so that one matrix does them at once.
-
-        Args:
-            logits: Of one image, (C, h, w).
-            size: Height and width of the network's input.
-            original: Height and width of the image.
+        Logits go to the ``size`` of the network's input, then to the image's, as in mmseg. Both
+        steps are linear in each direction, so that one matrix does them at once.
         """
         if self.crops:
             logits = logits[:, : size[0], : size[1]]
@@ -162,7 +155,6 @@ def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[n
 
 @functools.lru_cache(maxsize=64)
 def _two_steps(given: int, between: int, wanted: int, align_corners: bool) -> NDArray[np.float32]:
-    """Bilinear resizing of one direction, from ``given`` over ``between`` to ``wanted`` samples."""
     first = _bilinear(given, between, align_corners)
     return first if wanted == between else _bilinear(between, wanted, align_corners) @ first
 

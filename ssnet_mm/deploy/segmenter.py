@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from ssnet_mm.deploy import runtimes
@@ -36,6 +35,11 @@ class Segmenter:
             for the whole process.
         fuse: Whether to fuse the layers of a config's model (:func:`ssnet_mm.deploy.fuse`).
         batch_size: How many images of one size, neighbours in a list, run at once.
+
+    Attributes:
+        classes: Names of the classes, by label; empty where they are not known.
+        palette: RGB colours of the classes, by label; empty where they are not known.
+        colours: What labels are drawn with, the palette or else VOC's: (256, 3), RGB.
 
     Raises:
         UserError: A file is missing or unreadable, a runtime or device is not here, or the weights
@@ -66,22 +70,9 @@ class Segmenter:
                 raise UserError(f'{name} must be at least 1, got {number}')
         self.batch_size = batch_size
         self.session = _session(model, checkpoint, device, threads, fuse)
-        self._colours = full_palette(self.palette, self.session.num_classes)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, by label; empty where they are not known."""
-        return self.session.classes
-
-    @property
-    def palette(self) -> tuple[tuple[int, ...], ...]:
-        """RGB colours of the classes, by label; empty where they are not known."""
-        return self.session.palette
-
-    @property
-    def colours(self) -> NDArray[np.uint8]:
-        """What labels are drawn with: the palette, else VOC's; (256, 3), RGB."""
-        return self._colours
+        self.classes: tuple[str, ...] = self.session.classes
+        self.palette: tuple[tuple[int, ...], ...] = self.session.palette
+        self.colours = full_palette(self.palette, self.session.num_classes)
 
     def __call__(self, image: ImageLike | Sequence[ImageLike]) -> Any:
         """Label one image, or each image of a list.
@@ -137,7 +128,7 @@ class Segmenter:
         pixels = self.pixels(image)
         if labels.shape != pixels.shape[:2]:
             raise UserError(f'labels of shape {labels.shape} for an image of {pixels.shape[:2]}')
-        colours = self._colours[labels].astype(np.float32)
+        colours = self.colours[labels].astype(np.float32)
         mixed = pixels * np.float32(1 - opacity) + colours * np.float32(opacity)
         return Image.fromarray(mixed.round().astype(np.uint8))
 
@@ -146,16 +137,17 @@ def _session(
     model: Any, checkpoint: Any, device: str | None, threads: int | None, fuse: bool
 ) -> Any:
     """What runs the model that a Segmenter is given."""
+    if callable(model):  # a session already
+        return model
     path = Path(model) if isinstance(model, (str, os.PathLike)) else None
     if path and runtimes.format_of(path):
         if checkpoint is not None:
             raise UserError(f'{path} holds its weights; leave {checkpoint} out')
         return runtimes.load(path, device, threads)
     if path and path.suffix != '.py':
-        kinds = ', '.join(f.suffix for f in runtimes.FORMATS.values())
-        raise UserError(f'{path} is no model: expected a config (.py) or a file {kinds}')
-    if callable(model):  # a session already
-        return model
+        raise UserError(
+            f'{path} is no model: expected a config (.py) or a file {runtimes.SUFFIXES}'
+        )
     from ssnet_mm.deploy.runtimes import eager  # needs the toolbox
 
     return eager.load(model, checkpoint, device, threads, fuse)

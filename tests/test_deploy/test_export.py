@@ -220,7 +220,6 @@ def test_processors_of_configs(tiny_config):
 def test_mmsegs_own_networks(tmp_path):
     need('onnx')
     config = dict(type='ResNetV1c', depth=18, base_channels=8, stem_channels=8)
-    torch.manual_seed(0)
     head = dict(type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=1)
     model = MODELS.build(
         dict(
@@ -241,7 +240,6 @@ def test_mmsegs_own_networks(tmp_path):
 
 def test_in_caffes_geometry_labels_are_cut_out(tmp_path):
     need('onnx')
-    torch.manual_seed(0)
     backbone = dict(type='VGG16', base_channels=2, fc_channels=6, norm_cfg=None)
     model = MODELS.build(
         dict(
@@ -305,7 +303,6 @@ def tiny(tiny_config, tmp_path):
         'test_dataloader["dataset"]["pipeline"] = test_pipeline'
     )
     config = tiny_config(resize)
-    torch.manual_seed(0)
     weights = distinct(init_model(config, None, 'cpu')).state_dict()
     torch.save({'state_dict': weights, 'meta': {}}, tmp_path / 'tiny.pth')
     return config, str(tmp_path / 'tiny.pth')

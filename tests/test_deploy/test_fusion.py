@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from helpers.nets import SEPARABLE, draw_statistics
 from mmcv.cnn import ConvModule
 from mmengine import runner
 from mmengine.config import ConfigDict
@@ -13,16 +14,11 @@ from ssnet_mm.deploy import fuse
 from ssnet_mm.layers import SeparableConv2d
 
 BN = dict(type='BN')
-SEPARABLE = dict(type='SeparableConv2d')
 
 
 def unsettle(model):
     """Give norms and 1x1 depthwise layers something to do, as training does."""
-    torch.manual_seed(0)
-    for module in model.modules():
-        if getattr(module, 'running_mean', None) is not None:
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2)
+    for module in draw_statistics(model).modules():
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) and module.affine:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)

@@ -208,6 +208,20 @@ def test_a_video_ends_at_the_limit_or_at_ctrl_c(red, video, tmp_path, monkeypatc
     assert (count, file.name) == (3, 'camera0.mp4') and file.stat().st_size > 0
 
 
+def test_ctrl_c_while_a_frame_is_segmented_keeps_the_frames_before(red, video, tmp_path):
+    run, frames = red.session.run, []
+
+    def interrupted(images):
+        frames.append(images)
+        if len(frames) == 3:
+            raise KeyboardInterrupt
+        return run(images)
+
+    red.session.run = interrupted
+    count, file = predict.predict_video(red, video, tmp_path / 'out')
+    assert count == 2 and [p.name for p in (tmp_path / 'out').iterdir()] == [file.name]
+
+
 def test_what_is_no_video_is_told_and_leaves_no_file(red, video, tmp_path, monkeypatch):
     (tmp_path / 'text.mp4').write_text('no video')
     out = tmp_path / 'out'

@@ -1,4 +1,3 @@
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.export_formats import need
+from helpers.processes import run
 from mmseg.apis import inference_model, init_model
 from PIL import Image
 
@@ -31,7 +31,6 @@ def config(tiny_config):
 
 @pytest.fixture
 def checkpoint(config, tmp_path):
-    torch.manual_seed(0)
     model = init_model(config, None, 'cpu')
     for name, weight in model.named_parameters():
         if 'scores' in name and weight.ndim == 4:
@@ -111,12 +110,12 @@ def bright():
     """Labels 1 where the green is above 100; counts the batches."""
     batches = []
 
-    def run(images):
+    def is_bright(images):
         batches.append(len(images))
         return (images[..., 1] > 100).astype(np.uint8)
 
     made = Segmenter(
-        Session(run, Processor(2, end_to_end=True, palette=((9, 9, 9), (200, 0, 0)))),
+        Session(is_bright, Processor(2, end_to_end=True, palette=((9, 9, 9), (200, 0, 0)))),
         batch_size=2,
     )
     made.batches = batches
@@ -251,10 +250,9 @@ def test_onnx_models_run_without_torch_and_toolbox(model, photo, tmp_path):
     file, out = tmp_path / 'tiny.onnx', tmp_path / 'out'
     export(model, file, 'onnx', size=(50, 61))
     script = STANDALONE % ((str(file), str(photo), str(out)),)
-    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    printed = run(sys.executable, '-c', script, cwd=ROOT)
     here = Segmenter(file, threads=1)(photo)
-    assert done.stdout.splitlines() == [
+    assert printed.splitlines() == [
         str(np.unique(here).tolist()), f'1 images segmented: {out}/overlay and {out}/index',
     ]  # fmt: skip
     np.testing.assert_array_equal(np.array(Image.open(out / 'index' / '1.png')), here)

@@ -11,33 +11,23 @@ imported when they are used.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssnet_mm.errors import UserError
 
 from .session import Session
 
 
-@dataclass(frozen=True)
-class Format:
-    """A kind of file that holds an exported model.
-
-    Args:
-        suffix: What its name ends in.
-        module: Of this package, by name.
-        runtime: What runs it.
-        precisions: It can be written in.
-        beside: Suffix of the file that holds its weights; None where one file holds all.
-    """
+class Format(NamedTuple):
+    """A kind of file that holds an exported model."""
 
     suffix: str
-    module: str
-    runtime: str
-    precisions: tuple[str, ...]
-    beside: str | None = None
+    module: str  # of this package
+    runtime: str  # what runs it
+    precisions: tuple[str, ...]  # that it can be written in
+    beside: str | None = None  # suffix of a second file, for the weights
 
 
 FORMATS = {
@@ -45,6 +35,7 @@ FORMATS = {
     'openvino': Format('.xml', 'openvino', 'openvino', ('fp32', 'fp16', 'int8'), beside='.bin'),
     'torch-export': Format('.pt2', 'torch_export', 'torch-export', ('fp32', 'fp16')),
 }
+SUFFIXES = ', '.join(f.suffix for f in FORMATS.values())  # for messages
 
 
 def format_of(path: str | os.PathLike[str]) -> Format | None:
@@ -79,8 +70,7 @@ def load(
     """
     found = format_of(path)
     if found is None:
-        kinds = ', '.join(f.suffix for f in FORMATS.values())
-        raise UserError(f'{path} is no exported model: expected a file {kinds}')
+        raise UserError(f'{path} is no exported model: expected a file {SUFFIXES}')
     if not os.path.isfile(path):
         raise UserError(f'model {path} not found; check the path')
     return module_of(found).load(Path(path), device, threads, precision)

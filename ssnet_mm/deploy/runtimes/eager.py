@@ -42,11 +42,11 @@ class TorchSession:
         self.palette = tuple(tuple(colour) for colour in meta.get('palette') or ())
         self.num_classes = model.num_classes
 
-    def read(self, path: str | os.PathLike[str]) -> Pixels:
+    def read(self, path: Path) -> Pixels:
         """Read as the config's pipeline does, after Pillow has seen that the file is whole."""
-        with Image.open(Path(path)) as image:
+        with Image.open(path) as image:
             image.load()  # raises where the file is cut short; OpenCV 4 fills in grey and goes on
-        pixels = mmcv.imread(os.fspath(path), channel_order='rgb')
+        pixels = mmcv.imread(path, channel_order='rgb')
         if pixels is None:
             raise ValueError('not an image that OpenCV reads')
         return pixels
@@ -60,25 +60,9 @@ class TorchSession:
 
 
 def load(
-    config: str | os.PathLike[str] | Config,
-    checkpoint: str | os.PathLike[str] | None,
-    device: str | None = None,
-    threads: int | None = None,
-    fuse: bool = True,
+    config: Any, checkpoint: Any, device: str | None, threads: int | None, fuse: bool
 ) -> TorchSession:
-    """Build a config's segmentor with a checkpoint's weights.
-
-    Args:
-        config: Its file, or itself.
-        checkpoint: The weights, which must fit.
-        device: As torch names it; None takes CUDA where there is some.
-        threads: That torch may use, in the whole process; None leaves them.
-        fuse: Whether to fuse its layers.
-
-    Raises:
-        UserError: A file is missing or unreadable, the device is not here, or the weights do not
-            fit.
-    """
+    """Build a config's segmentor with a checkpoint's weights; the arguments are Segmenter's."""
     if checkpoint is None:
         raise UserError(f'{getattr(config, "filename", config)} needs a checkpoint beside it')
     if not isinstance(config, Config):

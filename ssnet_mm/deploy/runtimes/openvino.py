@@ -6,7 +6,7 @@ import io
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
@@ -14,9 +14,6 @@ from ssnet_mm.errors import UserError, require
 
 from .onnx import graph, quiet
 from .session import Session, check_precision
-
-if TYPE_CHECKING:
-    from ssnet_mm.deploy.network import Network
 
 
 def load(path: Path, device: str | None, threads: int | None, precision: str | None) -> Session:
@@ -52,17 +49,17 @@ def load(path: Path, device: str | None, threads: int | None, precision: str | N
     return Session(run, processor)
 
 
-def write(network: Network, path: Path, size: tuple[int, int], images: Sequence[Pixels]) -> None:
+def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixels]) -> None:
     """Write a file; see :mod:`ssnet_mm.deploy.runtimes`."""
     ov = require('openvino', 'openvino', 'this export')
     processor = network.processor
-    model = ov.convert_model(io.BytesIO(graph(network, size).SerializeToString()))
+    model = ov.convert_model(io.BytesIO(graph(network, size)))
     if processor.precision == 'int8':
         nncf = require('nncf', 'nncf', 'this export')
         with quiet('nncf'):
             model = nncf.quantize(
                 model,
-                nncf.Dataset(list(processor.batches(images))),
+                nncf.Dataset([processor.batch(image[None]) for image in images]),
                 subset_size=len(images),
                 ignored_scope=nncf.IgnoredScope(
                     patterns=['/prepare/.*', '/finish/.*'], validate=False

@@ -5,16 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
 from ssnet_mm.errors import UserError, require
 
 from .session import Session, check_precision
-
-if TYPE_CHECKING:
-    from ssnet_mm.deploy.network import Network
 
 
 def load(path: Path, device: str | None, threads: int | None, precision: str | None) -> Session:
@@ -41,13 +38,13 @@ def load(path: Path, device: str | None, threads: int | None, precision: str | N
     return Session(run, processor)
 
 
-def write(network: Network, path: Path, size: tuple[int, int], images: Sequence[Pixels]) -> None:
+def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixels]) -> None:
     """Write a file; see :mod:`ssnet_mm.deploy.runtimes`."""
     import torch
 
     symbolic = importlib.import_module('torch.fx.experimental._config')
     if network.processor.precision == 'fp16':
-        network.half()
+        network.model.half()
     axes = (0, 1, 2) if network.processor.end_to_end else (0, 2, 3)
     # Without these two torch would specialise: sizes of one apart from others, and a cropped map
     # apart from a whole one.
