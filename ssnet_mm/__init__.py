@@ -1,10 +1,8 @@
 """FCN8 and FastFCN8 for MMSegmentation.
 
-Importing the package registers its parts in the toolbox's registries and changes nothing else:
-``SeparableConv2d``, ``VGG16``, ``FCN8Head``, ``CaffeFCN8Head``, ``DistilledEncoderDecoder``,
-``KLDistillLoss``, ``CamVidDataset``, what :mod:`ssnet_mm.engine` adds to the Runner, and
-``ForeignPretrained``. Where there is no toolbox the import succeeds all the same, for what runs
-exported models without one (:class:`ssnet_mm.deploy.Segmenter`); the parts then raise ImportError.
+Importing the package registers its parts in the toolbox's registries and changes nothing else.
+Without the toolbox the import succeeds all the same, for what runs exported models
+(:class:`ssnet_mm.deploy.Segmenter`); the parts then raise ImportError.
 """
 
 from importlib.util import find_spec
@@ -27,19 +25,14 @@ __all__ = [
 ]
 
 
-def _missing_module() -> str | None:
-    """The first of the toolbox's modules that is not here."""
-    for module in ('torch', 'mmengine', 'mmcv', 'mmseg'):
-        try:
-            found = find_spec(module)
-        except ImportError:  # an import hook may forbid a module, too
-            found = None
-        if found is None:
-            return module
-    return None
+def _is_missing(module: str) -> bool:
+    try:
+        return find_spec(module) is None
+    except ImportError:  # an import hook may forbid a module, too
+        return True
 
 
-_missing = _missing_module()
+_missing = next(filter(_is_missing, ('torch', 'mmengine', 'mmcv', 'mmseg')), None)
 
 if _missing is None:
     from . import engine, weights

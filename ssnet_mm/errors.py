@@ -1,7 +1,5 @@
 """The errors a user can cause, and how tools report them: one line, exit code 2, no traceback."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import os
@@ -31,11 +29,7 @@ def listed(problems: Mapping[str, Sequence[str]]) -> str:
 
 
 def require(module: str, package: str, purpose: str) -> Any:
-    """Import a module of a package that only some tasks need.
-
-    Raises:
-        UserError: It is not installed; names the package and what it is needed for.
-    """
+    """Import a module of a package that only some tasks need, or raise a UserError."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -48,8 +42,8 @@ def require(module: str, package: str, purpose: str) -> Any:
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     """Decorate a tool's main(): a UserError becomes ``<prog>: error: <message>`` and exit code 2.
 
-    Any other exception is a defect of ours, and keeps its traceback. To see where a UserError comes
-    from set the environment variable ``SSNET_MM_TRACEBACK=1``.
+    Any other exception is a defect, and keeps its traceback. With ``SSNET_MM_TRACEBACK=1`` in the
+    environment a UserError does, too.
     """
 
     @functools.wraps(main)

@@ -1,7 +1,5 @@
 """Files that are either whole or not there."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -17,10 +15,7 @@ def temporary_name(path: Path) -> Path:
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file so that its name holds the old content or the new, never a part of it.
-
-    Folders are made as needed.
-    """
+    """Write a file so that its name holds the old content or the new; make folders as needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)

@@ -1,17 +1,14 @@
 """Memory that the C library keeps between two tensors.
 
-glibc takes every large block from the kernel and hands it back as soon as it is freed. The next
-tensor starts on new pages then, each of which the kernel clears and maps at its first touch: at
-512x512 pixels that is two fifths of FastFCN8's time (docs/performance.md).
+glibc hands every large block back to the kernel as soon as it is freed, which then clears new pages
+for the next tensor: at 512x512 pixels two fifths of FastFCN8's time (docs/performance.md).
 """
-
-from __future__ import annotations
 
 import ctypes
 import os
 import platform
 
-# From glibc's malloc.h.
+# from glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
@@ -23,13 +20,10 @@ _TUNABLES = ('glibc.malloc.trim_threshold', 'glibc.malloc.mmap_threshold', 'glib
 def keep_freed_memory() -> bool:
     """Have this process keep the memory that it frees, for what it allocates next.
 
-    It is for processes which make large tensors on the CPU again and again, and applies to all they
-    allocate from now on: call it where the whole process is yours. The process then stays as
-    large as it was at its largest, or a little larger. Memory of a GPU is not concerned.
-
-    It does nothing where the C library is not glibc, or where the environment already tells glibc
-    what to keep (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_MMAP_MAX_`` or
-    their ``GLIBC_TUNABLES``).
+    Call it where the whole process is yours and makes large tensors on the CPU again and again: it
+    stays about as large as it was at its largest. It does nothing where the C library is not glibc,
+    or where the environment already tells glibc what to keep (``MALLOC_TRIM_THRESHOLD_``,
+    ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_MMAP_MAX_`` or their ``GLIBC_TUNABLES``).
 
     Returns:
         Whether it took effect.

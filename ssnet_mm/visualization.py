@@ -1,10 +1,4 @@
-"""A picture to look at: image, truth and prediction side by side.
-
-Everything comes from the config: the images and label maps from its data set, through its own
-pipeline, and the colours and names from the data set's metainfo.
-"""
-
-from __future__ import annotations
+"""A picture to look at: image, truth and prediction side by side."""
 
 import io
 import math
@@ -35,8 +29,7 @@ from ssnet_mm.files import write_result
 COLUMNS = ('image', 'truth', 'prediction')
 VOID = (224, 224, 192)  # VOC's own colour for what is not scored
 PALE = '#707070'
-# lengths are in pixels, font sizes in points: at 72 dots per inch the same
-DPI = 72
+DPI = 72  # at which a pixel is a point, the unit of font sizes
 PANEL = 256  # the longest side of a panel
 GAP, MARGIN, HEADING = 6, 24, 94  # between panels, around all, above the panels
 STYLE: dict[Any, Any] = {
@@ -53,10 +46,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with what it shows and what the model makes of it.
-
-    The three may differ in size. Labels that name no class are drawn as void.
-    """
+    """One image with its labels; the three may differ in size, labels of no class are void."""
 
     image: np.ndarray  # (H, W, 3), RGB
     truth: np.ndarray  # (H, W), class indices
@@ -69,9 +59,7 @@ def pick_evenly(total: int, num: int) -> list[int]:
     return [i * total // num for i in range(num)]
 
 
-def predict_samples(
-    model: torch.nn.Module, dataset: Any, indices: Iterable[int]
-) -> Iterator[Sample]:
+def predict_samples(model: Any, dataset: Any, indices: Iterable[int]) -> Iterator[Sample]:
     """Run a segmentor on some images of an mmseg data set.
 
     Raises:
@@ -89,7 +77,7 @@ def predict_samples(
             raise UserError('the config loads no label maps, so there is no truth to show')
         truth = inputs['data_samples'].gt_sem_seg.data
         with torch.no_grad():
-            (result,) = model.test_step(pseudo_collate([inputs]))  # type: ignore[operator]
+            (result,) = model.test_step(pseudo_collate([inputs]))
         prediction = result.pred_sem_seg.data.cpu()
         yield Sample(image, truth.squeeze(0).numpy(), prediction.squeeze(0).numpy())
 
@@ -106,10 +94,11 @@ def draw_figure(
 
     Args:
         samples: At least one; four and more are set in two groups of columns.
-        classes: Names, by index.
-        palette: RGB colours, by index.
-        title: Headline.
-        note: Smaller, below the headline.
+        classes, palette: Names and RGB colours, by index.
+        title, note: Headline, and a smaller line below it.
+
+    Raises:
+        ValueError: There are no samples.
     """
     if not samples:
         raise ValueError('expected at least one sample to draw, got none')
@@ -182,7 +171,7 @@ def show_predictions(
         cfg_options: Changes to the config, by dotted names.
 
     Returns:
-        How many images the picture shows: fewer than ``num`` if the data set has no more.
+        How many images it shows: fewer than ``num`` if the data set has no more.
 
     Raises:
         UserError: Bad arguments, or something is missing or can't be read.
@@ -199,8 +188,7 @@ def show_predictions(
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     cfg.setdefault('test_dataloader', cfg.val_dataloader)  # whose images are shown
     model = load_model(cfg, os.fspath(checkpoint), device)
-    indices = pick_evenly(len(dataset), num)
-    samples = list(predict_samples(model, dataset, indices))
+    samples = list(predict_samples(model, dataset, pick_evenly(len(dataset), num)))
     figure = draw_figure(
         samples,
         dataset.metainfo['classes'],

@@ -1,14 +1,28 @@
 """CamVid, the Cambridge-driving labelled video database, in its usual 11 classes.
 
 Source: G. Brostow, J. Fauqueur and R. Cipolla, "Semantic object classes in video: A
-high-definition ground truth database", Pattern Recognition Letters 30 (2009). The choice of 11
-classes, and their colours below, are SegNet's: https://arxiv.org/abs/1511.00561.
+high-definition ground truth database", Pattern Recognition Letters 30 (2009). The 11 classes and
+their colours are SegNet's: https://arxiv.org/abs/1511.00561.
 """
 
 from typing import Any
 
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
+
+COLOURS = {  # RGB, in the order of the class indices
+    'sky': [128, 128, 128],
+    'building': [128, 0, 0],
+    'pole': [192, 192, 128],
+    'road': [128, 64, 128],
+    'pavement': [60, 40, 222],
+    'tree': [128, 128, 0],
+    'sign symbol': [192, 128, 128],
+    'fence': [64, 64, 128],
+    'car': [64, 0, 128],
+    'pedestrian': [64, 64, 0],
+    'bicyclist': [0, 128, 192],
+}
 
 
 @DATASETS.register_module()
@@ -24,10 +38,8 @@ class CamVidDataset(BaseSegDataset):
 
     Args:
         ann_file: List of names, relative to ``data_root``.
-        img_suffix: Suffix of the images.
-        seg_map_suffix: Suffix of the label maps.
         data_prefix: Folders of the images and the label maps, relative to ``data_root``.
-        **kwargs: Other arguments of :class:`mmseg.datasets.BaseSegDataset`.
+        **kwargs: Other arguments of ``mmseg.datasets.BaseSegDataset``.
 
     Example:
         >>> from ssnet_mm import CamVidDataset
@@ -35,49 +47,14 @@ class CamVidDataset(BaseSegDataset):
         'road'
     """
 
-    METAINFO = dict(
-        classes=(
-            'sky',
-            'building',
-            'pole',
-            'road',
-            'pavement',
-            'tree',
-            'sign symbol',
-            'fence',
-            'car',
-            'pedestrian',
-            'bicyclist',
-        ),
-        palette=[
-            [128, 128, 128],
-            [128, 0, 0],
-            [192, 192, 128],
-            [128, 64, 128],
-            [60, 40, 222],
-            [128, 128, 0],
-            [192, 128, 128],
-            [64, 64, 128],
-            [64, 0, 128],
-            [64, 64, 0],
-            [0, 128, 192],
-        ],
-    )
+    METAINFO = dict(classes=tuple(COLOURS), palette=list(COLOURS.values()))
 
     def __init__(
         self,
         ann_file: str = 'ImageSets/Segmentation/train.txt',
-        img_suffix: str = '.jpg',
-        seg_map_suffix: str = '.png',
         data_prefix: dict | None = None,
         **kwargs: Any,
     ) -> None:
         if data_prefix is None:
             data_prefix = dict(img_path='JPEGImages', seg_map_path='SegmentationClass')
-        super().__init__(
-            ann_file=ann_file,
-            img_suffix=img_suffix,
-            seg_map_suffix=seg_map_suffix,
-            data_prefix=data_prefix,
-            **kwargs,
-        )
+        super().__init__(ann_file=ann_file, data_prefix=data_prefix, **kwargs)

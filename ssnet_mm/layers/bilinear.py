@@ -13,9 +13,8 @@ from torch import Tensor, nn
 def bilinear_kernel(channels: int, kernel_size: int = 4) -> Tensor:
     """Weights of a transposed convolution that upsamples each channel bilinearly.
 
-    A kernel of size 2s belongs to stride s. Away from the border, and with padding s / 2, its
-    output then equals that of ``F.interpolate(scale_factor=s, mode='bilinear',
-    align_corners=False)``.
+    With kernel size 2s, stride s and padding s / 2 it equals, away from the border,
+    ``F.interpolate(scale_factor=s, mode='bilinear', align_corners=False)``.
 
     Args:
         channels: Channels in and out; each is upsampled by itself.
@@ -41,8 +40,8 @@ def bilinear_upsampling(channels: int, stride: int, padding: int) -> nn.ConvTran
     Args:
         channels: Channels in and out.
         stride: Factor of the upsampling; the kernel is twice as large.
-        padding: Rows and columns taken off the output at each side; with ``stride / 2`` the output
-            is ``stride`` times as large as the input.
+        padding: Rows and columns taken off the output at each side; ``stride / 2`` makes it exactly
+            ``stride`` times as large as the input.
     """
     layer = nn.ConvTranspose2d(channels, channels, 2 * stride, stride, padding, bias=False)
     with torch.no_grad():

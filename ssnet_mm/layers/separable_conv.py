@@ -1,11 +1,8 @@
 """Depthwise separable convolution as a conv layer type.
 
 The layer is Keras' ``SeparableConv2D``: a depthwise convolution without bias, then a 1x1 pointwise
-convolution with bias, and nothing between them. (mmcv's ``DepthwiseSeparableConvModule`` is another
-thing: a pair of ConvModules, each with its own normalisation and activation.)
-
-Source: F. Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions",
-https://arxiv.org/abs/1610.02357.
+one with bias, nothing between them. (mmcv's ``DepthwiseSeparableConvModule`` is two ConvModules,
+each with normalisation and activation.) Source: Chollet, https://arxiv.org/abs/1610.02357.
 """
 
 from typing import Literal
@@ -23,27 +20,20 @@ class SeparableConv2d(nn.Module):
     """Drop-in for :class:`torch.nn.Conv2d` that factors it into depthwise and pointwise.
 
     A k x k layer from C to D channels has ``C*k*k + C*D (+ D)`` parameters instead of
-    ``C*D*k*k (+ D)``. A 1x1 layer keeps its 1x1 depthwise convolution, as Keras does.
-
-    The arguments are those of ``nn.Conv2d``; stride, padding and dilation act in the depthwise
-    half. The attributes of ``nn.Conv2d`` which mmcv's ``ConvModule`` reads are there too, but
-    ``weight`` and ``bias``: they belong to :attr:`depthwise` and :attr:`pointwise`.
+    ``C*D*k*k (+ D)``. A 1x1 layer keeps its 1x1 depthwise convolution, as Keras does. The
+    attributes of ``nn.Conv2d`` which mmcv's ``ConvModule`` reads are there, but ``weight`` and
+    ``bias``: they belong to :attr:`depthwise` and :attr:`pointwise`.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Size of the depthwise kernel, in pixels.
-        stride: Step of the depthwise kernel, in pixels.
-        padding: Padding on both sides in pixels, or ``'same'`` or ``'valid'``.
-        dilation: Spacing of the depthwise kernel's taps, in pixels.
+        in_channels, out_channels: Channels of the input and of the output.
+        kernel_size, stride, padding, dilation, padding_mode: As in ``nn.Conv2d``, in pixels, of the
+            depthwise half.
         groups: Must be 1: the depthwise half is grouped already.
         bias: Adds a learned bias after the pointwise half.
-        padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
-        device: Where the parameters are made.
-        dtype: Type of the parameters.
+        device, dtype: Where the parameters are made, and their type.
 
     Raises:
-        ValueError: If ``groups`` is not 1.
+        ValueError: ``groups`` is not 1.
 
     Shape:
         (N, in_channels, H, W) to (N, out_channels, H', W'), H' and W' as for ``nn.Conv2d``.
@@ -94,7 +84,7 @@ class SeparableConv2d(nn.Module):
             in_channels, out_channels, 1, bias=bias, device=device, dtype=dtype
         )
 
-        # What ConvModule and others read off a conv layer, seen from outside the pair.
+        # what ConvModule and others read off a conv layer, seen from outside the pair
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = self.depthwise.kernel_size
@@ -112,9 +102,7 @@ class SeparableConv2d(nn.Module):
 
         A dense Kaiming kernel (``fan_out``, mmcv's default) has the variance
         ``gain**2 / (out_channels * k * k)``. Here the depthwise taps get 1 / (k * k) and the
-        pointwise weights gain**2 / out_channels. A 1x1 depthwise starts as the identity, so that a
-        1x1 layer starts as its dense counterpart.
-
+        pointwise weights gain**2 / out_channels; a 1x1 depthwise starts as the identity.
         ``ConvModule`` leaves a layer with this method alone, and ``BaseModule`` calls it.
 
         Args:

@@ -1,10 +1,4 @@
-"""The miniature: a drawn data set in Pascal VOC's layout, for whoever has no data yet.
-
-:mod:`.drawing` draws the samples; this module writes them, whole or not at all, and never over
-anything that it did not write itself.
-"""
-
-from __future__ import annotations
+"""Writes the miniature, whole or not at all, and never over anything that it did not write."""
 
 import json
 import os
@@ -35,14 +29,8 @@ def _parameters(num_train: int, num_val: int, size: Sequence[int], seed: int) ->
         raise UserError(f'expected a width and height of {limits} pixels, got {given}')
     if seed < 0:
         raise UserError(f'expected a seed of 0 or more, got {seed}')
-    return {
-        'made_by': 'ssnet_mm',
-        'version': VERSION,
-        'num_train': num_train,
-        'num_val': num_val,
-        'size': list(size),
-        'seed': seed,
-    }
+    numbers = dict(num_train=num_train, num_val=num_val, size=list(size), seed=seed)
+    return dict(made_by='ssnet_mm', version=VERSION, **numbers)
 
 
 def _read_metadata(root: Path) -> dict[str, Any] | None:
@@ -128,20 +116,18 @@ def make_miniature(
 ) -> bool:
     """Draw the miniature into a folder, whole or not at all.
 
-    A sample depends only on the seed, its split and its number: a larger miniature begins with the
-    smaller one. From 20 images up, a split holds every class.
+    A larger miniature begins with the smaller one of the same seed. From 20 images up, a split
+    holds every class.
 
     Args:
-        root: Folder to make. It may exist if it is empty or holds a miniature; a miniature of the
-            same parameters is left as it is.
-        num_train: Number of training images.
-        num_val: Number of validation images.
-        size: Width and height of the images in pixels, 32 or more.
+        root: Folder to make, or one that is empty or holds a miniature. A miniature of the same
+            parameters is left as it is.
+        num_train, num_val: Numbers of training and validation images.
+        size: Width and height in pixels, 32 to 2048.
         seed: Seed of the drawing, 0 or more.
-        overwrite: Draw anew where there is a miniature already. Never touches a folder that
-            holds any file which is not the miniature's.
+        overwrite: Draw anew over a miniature. A folder with any other file is never touched.
         progress: Wraps the list of samples to draw, as ``mmengine.track_iter_progress`` or
-            ``tqdm.tqdm`` does; by default nothing is shown.
+            ``tqdm.tqdm`` does.
 
     Returns:
         Whether anything was drawn: False if the same miniature was there already.

@@ -8,7 +8,7 @@ from mmseg.registry import MODELS
 
 from ssnet_mm.constants import IMAGENET_MEAN, IMAGENET_STD, VGG16_STAGES
 
-from .backbones.vgg16 import FC_INDEX, KERAS_BN
+from .backbones.vgg16 import KERAS_BN
 
 CONV_TYPES: dict[str, dict | None] = {'conv': None, 'ds': dict(type='SeparableConv2d')}
 
@@ -30,20 +30,17 @@ def build_model(
         num_classes: Number of classes, background included.
         conv_type: ``'conv'`` is FCN8, ``'ds'`` is FastFCN8 (depthwise separable convolutions).
         use_bn: Batch norm after each 3x3 convolution.
-        dropout_ratio: Chance of an activation of fc6 and fc7 to be dropped in training.
-        base_channels: Width of VGG16's first stage.
-        fc_channels: Width of fc6 and fc7.
-        in_channels: Channels of the image. Three are taken as BGR in 0..255, turned to RGB and
-            normalised with ImageNet's statistics; any other number is fed as it is.
+        dropout_ratio, base_channels, fc_channels: As in :class:`VGG16`.
+        in_channels: Channels of the image. Three are taken as BGR in 0..255, and normalised with
+            ImageNet's statistics as RGB; any other number is fed as it is.
         norm_cfg: The norm layer that ``use_bn`` switches on.
 
     Returns:
-        An ``EncoderDecoder``: ``model.loss``, ``model.predict`` and ``model(..., mode='tensor')``
-        are mmseg's. In tensor mode it maps (N, in_channels, H, W) to logits
+        mmseg's ``EncoderDecoder``. In tensor mode it maps (N, in_channels, H, W) to logits
         (N, num_classes, ceil(H / 8), ceil(W / 8)).
 
     Raises:
-        ValueError: If an argument makes no sense.
+        ValueError: An argument makes no sense.
 
     Example:
         >>> import torch
@@ -57,13 +54,8 @@ def build_model(
     if num_classes < 2:
         raise ValueError(f'num_classes must be at least 2, background included, got {num_classes}')
     conv_cfg = CONV_TYPES[conv_type]
-    preprocessor: dict = dict(
-        # With its scope: mmengine's BaseModel looks for it in the root registry.
-        type='mmseg.SegDataPreProcessor',
-        size_divisor=1,  # training pads each image to the largest of its batch, no further
-        pad_val=0,
-        seg_pad_val=255,
-    )
+    # with its scope: BaseModel looks for it in the root registry; 1 pads to the batch's largest
+    preprocessor: dict = dict(type='mmseg.SegDataPreProcessor', size_divisor=1)
     if in_channels == 3:
         preprocessor.update(mean=IMAGENET_MEAN, std=IMAGENET_STD, bgr_to_rgb=True)
     widths = [base_channels * factor for _, factor in VGG16_STAGES]
@@ -76,7 +68,6 @@ def build_model(
                 in_channels=in_channels,
                 base_channels=base_channels,
                 fc_channels=fc_channels,
-                out_indices=(2, 3, FC_INDEX),
                 conv_cfg=conv_cfg,
                 norm_cfg=norm_cfg if use_bn else None,
                 dropout_ratio=dropout_ratio,

@@ -1,16 +1,12 @@
 """Training with less memory: keep the outputs of convolutions, compute the rest again.
 
-For the backward pass autograd keeps the input of every convolution, of every batch norm and of
-every ReLU. Most of that follows from the convolutions' outputs at little cost: batch norm, ReLU and
-pooling are computed again in the backward pass, and so are the cheapest convolutions.
+Batch norm, ReLU, pooling and the cheapest convolutions are computed again in the backward pass.
+torch's own contexts for such selective checkpointing serve the compiler alone: in eager mode they
+fail in a second backward pass over the same graph, and after two forward passes under one autocast,
+which casts the weights in the first of them only.
 
-This is selective checkpointing. torch's own contexts for it serve the compiler alone: in eager mode
-they fail in a second backward pass over the same graph, and after two forward passes under one
-autocast, which casts the weights in the first of them only.
-
-Source of the idea: T. Chen et al., "Training Deep Nets with Sublinear Memory Cost",
-https://arxiv.org/abs/1604.06174; S. Rota Bulo et al., "In-Place Activated BatchNorm for
-Memory-Optimized Training of DNNs", https://arxiv.org/abs/1712.02616.
+Sources: Chen et al., https://arxiv.org/abs/1604.06174 (checkpointing); Rota Bulo et al.,
+https://arxiv.org/abs/1712.02616 (batch norm computed again).
 """
 
 import copy
@@ -29,9 +25,8 @@ from torch.utils.checkpoint import (
 )
 
 # A convolution with at most so many products per output value is computed again: a depthwise one,
-# the first one, a pointwise one of 64 channels. Of FastFCN8 this holds 202 MiB for an image of
-# 512x512 where 32 holds 298 and 128 holds 154, and a step takes 1.11 of a plain one's processor
-# time, where it is 1.09 and 1.15.
+# the first one, a pointwise one of 64 channels. With 32, 64 or 128 FastFCN8 holds 298, 202 or 154
+# MiB for an image of 512x512, and a step takes 1.09, 1.11 or 1.15 of a plain one's processor time.
 CHEAP_PRODUCTS = 64
 
 
@@ -62,7 +57,7 @@ class _KeepConvolutions(TorchDispatchMode):
         if self.again is not None:
             return next(self.again).detach()
         output = op(*args, **(kwargs or {}))
-        # A ReLU right after it works in place on what is kept. It may do so twice.
+        # a ReLU right after it works in place on what is kept; it may do so twice
         self.outputs.append(output.detach())
         return output
 
@@ -92,8 +87,7 @@ def _obstacle(layer: nn.Module) -> str | None:
     for module in layer.modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return 'it has forward hooks'
-        # torch's, mmcv's and others': they would communicate in the backward pass, between the
-        # transfers of DDP
+        # torch's, mmcv's, ...: they would communicate in the backward pass, between DDP's transfers
         if 'Sync' in type(module).__name__:
             return f'its norm layer is a {type(module).__name__}'
     return None
@@ -110,18 +104,10 @@ def _checkpoint(layers: list[nn.Module], x: Tensor) -> Tensor:
 
 
 def recompute_stage(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """Run layers one after the other, keeping little for the backward pass.
+    """Run layers one after the other, from (N, C, H, W), keeping little for the backward pass.
 
-    Outputs, gradients and the running statistics of batch norm are those of a plain run. Without
-    gradients it is a plain run. A layer that must not run twice (``SyncBN`` in place of ``BN``,
-    forward hooks) runs plainly and keeps all it wants; a warning says so.
-
-    Args:
-        layers: ConvModules, poolings and the like.
-        x: Input of the first, (N, C, H, W).
-
-    Returns:
-        Output of the last, (N, C', H', W').
+    Outputs, gradients and the running statistics of batch norm are those of a plain run. A layer
+    that must not run twice (``SyncBN``, forward hooks) runs plainly, with a warning.
     """
     if not torch.is_grad_enabled():
         return nn.Sequential(*layers)(x)

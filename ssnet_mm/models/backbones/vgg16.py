@@ -1,9 +1,7 @@
 """VGG16 as a fully convolutional backbone.
 
-Sources: K. Simonyan and A. Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
-Recognition", https://arxiv.org/abs/1409.1556 (configuration D); E. Shelhamer, J. Long and
-T. Darrell, "Fully Convolutional Networks for Semantic Segmentation",
-https://arxiv.org/abs/1605.06211 (fc6 and fc7 as convolutions).
+Sources: Simonyan and Zisserman, https://arxiv.org/abs/1409.1556 (configuration D); Shelhamer, Long
+and Darrell, https://arxiv.org/abs/1605.06211 (fc6 and fc7 as convolutions).
 """
 
 import warnings
@@ -30,13 +28,12 @@ KERAS_BN = dict(type='BN', eps=BN_EPS, momentum=0.01)
 class SamePool2x2(nn.MaxPool2d):
     """2x2 max-pooling whose output is ceil(H / stride) x ceil(W / stride), Keras' 'same'.
 
-    A stage that keeps its resolution (stride 1) samples its windows on the grid which the dilated
-    convolutions around it use, so that a dilated VGG16 computes, at every 2nd (4th, ...) pixel,
-    just what the strided one computes there, with the same weights.
+    With stride 1 its windows lie on the grid of the dilated convolutions around it: at every 2nd
+    (4th, ...) pixel a dilated VGG16 computes just what the strided one does there.
     """
 
     def __init__(self, stride: int, dilation: int) -> None:
-        # Where the grids are the same, torch's rounding up does without a padded copy.
+        # where the grids are the same, torch's rounding up does without a padded copy
         self.pad = 0 if (stride, dilation) == (2, 1) else dilation
         super().__init__(2, stride, dilation=dilation, ceil_mode=not self.pad)
 
@@ -72,28 +69,25 @@ class VGG16(BaseModule):
         fc_channels: Width of fc6 (7x7) and fc7 (1x1); ``None`` leaves both out.
         out_indices: Which maps to return: 0..4 are pool1..pool5, 5 is fc7.
         conv_cfg: Conv layer type; ``None`` is ``nn.Conv2d``.
-        norm_cfg: Norm layer after each 3x3 convolution, before its ReLU; ``None`` is none. fc6 and
-            fc7 never have one. Biases are kept beside it. The default is the original's.
+        norm_cfg: Norm layer between each 3x3 convolution, whose bias stays, and its ReLU; ``None``
+            is none. fc6 and fc7 never have one. The default is the original's.
         dropout_ratio: Chance of an activation of fc6 and fc7 to be dropped in training.
         strides: Stride of the max-pooling that ends each stage, 1 or 2.
         dilations: Dilation of each stage's convolutions and pooling.
         fc_dilation: Dilation of fc6.
         image_padding: Padding of the first convolution, in pixels; ``None`` keeps the image's size.
             Caffe's FCN has 100.
-        fc6_padding: Padding of fc6; ``None`` keeps the size of pool5's map. Caffe's FCN has 0,
-            which takes 6 * fc_dilation rows and columns off.
-        frozen_stages: Freeze so many stages, from the first; 6 freezes fc6 and fc7 too; -1 or 0
-            freezes nothing. A frozen stage gets no gradient and its norm layers stay in eval mode.
+        fc6_padding: Padding of fc6; ``None`` keeps the size of pool5's map. Caffe's FCN has 0.
+        frozen_stages: Freeze so many stages, from the first, their norm layers in eval mode; 6
+            freezes fc6 and fc7 too; -1 or 0 freezes nothing.
         norm_eval: Keep all norm layers in eval mode in training.
-        with_cp: Keep less for the backward pass: what follows cheaply from the convolutions'
-            outputs is computed again, see :mod:`ssnet_mm.models.recompute`. The numbers stay the
-            same. It covers the five stages; fc6 and fc7, small beside them, run as ever.
-        init_cfg: Initialisation as in mmengine; ``None`` is Kaiming's (``fan_out``), mmcv's
-            default for ConvModule.
+        with_cp: Keep less of the five stages for the backward pass, with the same numbers, see
+            :mod:`ssnet_mm.models.recompute`.
+        init_cfg: Initialisation as in mmengine; ``None`` is ConvModule's (Kaiming's, ``fan_out``).
 
     Raises:
-        ValueError: If a width, index, stride, dilation, padding or stage number makes no sense, or
-            if, at run time, an image is too small for an fc6 with less padding.
+        ValueError: An argument makes no sense, or, at run time, an image is too small for an fc6
+            with less padding.
 
     Shape:
         (N, in_channels, H, W) to a tuple of (N, C, ceil(H / s), ceil(W / s)), s = 2, 4, 8, 16, 32
@@ -131,14 +125,12 @@ class VGG16(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        numbers = dict(
-            in_channels=in_channels, base_channels=base_channels, fc_dilation=fc_dilation
-        )
+        counts = dict(in_channels=in_channels, base_channels=base_channels, fc_dilation=fc_dilation)
         if fc_channels is not None:
-            numbers['fc_channels'] = fc_channels
-        for name, number in numbers.items():
-            if number < 1:
-                raise ValueError(f'{name} must be at least 1, got {number}')
+            counts['fc_channels'] = fc_channels
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f'{name} must be at least 1, got {count}')
         if not 0 <= dropout_ratio < 1:
             raise ValueError(f'dropout_ratio must lie in [0, 1), got {dropout_ratio}')
         last = FC_INDEX if fc_channels is not None else FC_INDEX - 1
@@ -172,23 +164,15 @@ class VGG16(BaseModule):
         self.stages = nn.ModuleList()
         self.pools = nn.ModuleList()
         channels = in_channels
-        for (depth, factor), stride, dilation in zip(VGG16_STAGES, strides, dilations, strict=True):
-            if len(self.stages) > max(out_indices):
-                break
+        used = VGG16_STAGES[: max(out_indices) + 1]
+        for (depth, factor), stride, dilation in zip(used, strides, dilations):
+            width = base_channels * factor
+            layers = dict(dilation=dilation, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
             stage = nn.Sequential()
             for _ in range(depth):
-                stage.append(
-                    _conv_module(
-                        channels,
-                        base_channels * factor,
-                        3,
-                        padding=dilation if self.stages or stage else image_padding,
-                        dilation=dilation,
-                        conv_cfg=conv_cfg,
-                        norm_cfg=norm_cfg,
-                    )
-                )
-                channels = base_channels * factor
+                padding = dilation if self.stages or stage else image_padding
+                stage.append(_conv_module(channels, width, 3, padding=padding, **layers))
+                channels = width
             self.stages.append(stage)
             self.pools.append(SamePool2x2(stride, dilation))
 
@@ -199,7 +183,7 @@ class VGG16(BaseModule):
             self.fc6 = _conv_module(channels, fc_channels, conv_cfg=conv_cfg, **fc6_shape)
             self.fc7 = _conv_module(fc_channels, fc_channels, 1, conv_cfg=conv_cfg)
             self.dropout = nn.Dropout(dropout_ratio)
-            # How large pool5's map must be for fc6; 'same' padding takes any.
+            # how large pool5's map must be for fc6; 'same' padding takes any
             self.fc6_needs = max(6 * fc_dilation + 1 - 2 * fc6_padding, 1)
         self._freeze()
 

@@ -14,15 +14,11 @@ from ssnet_mm.layers import bilinear_upsampling
 
 from .fcn8_head import FCN8Head
 
-COARSEST_STRIDE = 32  # of VGG16's fc7
+STRIDES = (2, 4, 8, 16, 32)  # of VGG16's pool1..pool4 and fc7
 
 
 def _crop(x: Tensor, offset: int, height: int, width: int) -> Tensor:
-    """Cut out height x width from an offset at the top and left on, as Caffe's Crop layer does.
-
-    Raises:
-        ValueError: If the map does not reach that far.
-    """
+    """Cut out height x width from an offset at the top and left on, as Caffe's Crop layer does."""
     if x.shape[2] < offset + height or x.shape[3] < offset + width:
         raise ValueError(
             f'CaffeFCN8Head can not cut {height}x{width} out of a map of '
@@ -36,25 +32,21 @@ def _crop(x: Tensor, offset: int, height: int, width: int) -> Tensor:
 class CaffeFCN8Head(FCN8Head):
     """:class:`FCN8Head` in exactly the geometry of Caffe's published nets.
 
-    The upsampling has no padding, the skips are cropped to it in the middle, and a last fixed
-    bilinear transposed convolution, ``final``, leads to the image's resolution, where the image is
-    cut out in the middle: its logits are never resized.
+    The upsampling has no padding, the skips are cropped to it in the middle, and a last, fixed
+    bilinear upsampling, ``final``, leads to the image's resolution: logits are never resized.
 
     Args:
-        *args: Arguments of :class:`FCN8Head`. The coarsest level is fc7.
+        *args, **kwargs: Those of :class:`FCN8Head`. The coarsest level is fc7.
         image_padding: ``image_padding`` of the :class:`VGG16` before it, which has
             ``fc6_padding=0``; in Caffe's nets it is 100.
-        **kwargs: Arguments of :class:`FCN8Head`.
 
     Raises:
-        ValueError: As from :class:`FCN8Head`, or if there are more than five levels, if
-            ``image_padding`` is too small for a crop in the middle, or if, at run time, a map is
-            too small for its crop.
+        ValueError: As from :class:`FCN8Head`, or there are more than five levels, or
+            ``image_padding`` (at run time, a map) is too small for a crop.
 
     Shape:
-        Levels (N, C_i, H_i, W_i) to logits whose top left H x W are those of the image's pixels.
-        What is below and to the right of them is cut off where the image's size is known:
-        :meth:`to_image`.
+        Levels (N, C_i, H_i, W_i) to logits whose top left H x W are those of the image's pixels;
+        :meth:`to_image` cuts off the others.
 
     Example:
         >>> import torch
@@ -84,11 +76,10 @@ class CaffeFCN8Head(FCN8Head):
         """
         super().__init__(*args, **kwargs)
         levels = len(self.in_channels)
-        if levels > COARSEST_STRIDE.bit_length() - 1:
+        if levels > len(STRIDES):
             raise ValueError(f'image_padding goes with at most 5 levels, pool1..fc7, got {levels}')
-        strides = [COARSEST_STRIDE >> i for i in reversed(range(levels))]
-        stride = strides[0]
-        smallest = 65 + stride // 2
+        strides = STRIDES[-levels:]
+        smallest = 65 + strides[0] // 2
         if image_padding < smallest:
             raise ValueError(
                 f'image_padding must be at least {smallest} with {levels} levels, for the image to '
@@ -96,43 +87,33 @@ class CaffeFCN8Head(FCN8Head):
             )
         self.skip_crops = [64 // s + 1 for s in strides[:-1]]  # FCN-8s: 9, 5
         self.image_crop = image_padding - smallest  # FCN-8s: 31, FCN-16s: 27, FCN-32s: 19
-        self.final = bilinear_upsampling(self.out_channels, stride, 0)
-        self.final.requires_grad_(False)
+        self.final = bilinear_upsampling(self.out_channels, strides[0], 0).requires_grad_(False)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Map the backbone's levels to logits, as the class's Shape says."""
         return self.final(super().forward(inputs))[:, :, self.image_crop :, self.image_crop :]
 
     def _fuse(self, logits: Tensor, skip: Tensor, level: int) -> Tensor:
-        height, width = logits.shape[2:]
-        return logits + _crop(skip, self.skip_crops[level], height, width)
+        return logits + _crop(skip, self.skip_crops[level], *logits.shape[2:])
 
     def to_image(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        """Crop :meth:`forward`'s logits to the image's pixels.
-
-        Args:
-            logits: Of shape (N, num_classes, H', W').
-            size: Height and width of the image that the backbone was given.
-
-        Returns:
-            Tensor of shape (N, num_classes, height, width).
+        """Crop :meth:`forward`'s logits to (N, num_classes, height, width), the image's size.
 
         Raises:
-            ValueError: If the logits are smaller than the image.
+            ValueError: The logits are smaller than the image.
         """
-        height, width = size
-        return _crop(logits, 0, height, width)
+        return _crop(logits, 0, *size)
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict:
         """Compute the losses of logits from :meth:`forward`."""
-        # the base class resizes, which then changes nothing any more
+        # the base class resizes to this size, which then changes nothing
         size = batch_data_samples[0].gt_sem_seg.shape
         return super().loss_by_feat(self.to_image(seg_logits, size), batch_data_samples)
 
     def predict_by_feat(self, seg_logits: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Bring logits from :meth:`forward` to the size of the batch's images."""
         meta = batch_img_metas[0]
-        # As in the base class: while a window slides, its own size is there as a torch.Size.
+        # as in the base class: while a window slides, its own size is there as a torch.Size
         sliding = isinstance(meta['img_shape'], torch.Size)
         size = meta['img_shape'] if sliding or 'pad_shape' not in meta else meta['pad_shape']
         return self.to_image(seg_logits, size[:2])

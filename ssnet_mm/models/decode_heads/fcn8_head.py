@@ -1,7 +1,6 @@
 """The skip fusion of FCN-8s, FCN-16s and FCN-32s as a decode head.
 
-Source: E. Shelhamer, J. Long and T. Darrell, "Fully Convolutional Networks for Semantic
-Segmentation", https://arxiv.org/abs/1605.06211.
+Source: Shelhamer, Long and Darrell, https://arxiv.org/abs/1605.06211.
 """
 
 from collections.abc import Sequence
@@ -31,9 +30,6 @@ def _fit(logits: Tensor, height: int, width: int) -> Tensor:
 
     Doubling a level that was rounded up gives a row (column) too many; one that was rounded down,
     as in backbones which pool without padding, gives one too few: its last one is repeated.
-
-    Raises:
-        ValueError: If more than one row or column is over or missing.
     """
     rows, columns = height - logits.shape[2], width - logits.shape[3]
     if not (-1 <= rows <= 1 and -1 <= columns <= 1):
@@ -52,34 +48,30 @@ class FCN8Head(BaseDecodeHead):
     """Score each level with a 1x1 convolution, then upsample x2 and add, from coarse to fine.
 
     With the levels pool3, pool4 and fc7 this is FCN-8s, with pool4 and fc7 FCN-16s, with fc7
-    FCN-32s. More levels go on the same way, over any backbone whose levels differ by a factor of 2.
-    The logits come at the finest level's resolution; the rest of the way to the image (x8 in
-    FCN-8s) is bilinear and has no parameters: :class:`BaseDecodeHead` does it.
-
-    Each upsampling is a learned transposed convolution (4x4, stride 2, classes x classes, no bias)
-    that starts bilinear. Where a level was rounded up, the upsampled map is a row or column larger
-    than its skip and is cropped at the bottom and right (where it was rounded down, extended).
+    FCN-32s, over any backbone whose levels differ by a factor of 2. Each upsampling is a learned
+    transposed convolution (4x4, stride 2, classes x classes, no bias) that starts bilinear; a row
+    or column too many or too few is cropped or extended at the bottom and right. The rest of the
+    way to the image (x8 in FCN-8s) is :class:`BaseDecodeHead`'s bilinear resizing.
 
     The head of Caffe's published nets is :class:`CaffeFCN8Head`.
 
     Args:
         in_channels: Channels of each level, finest first.
-        in_index: Places of the levels in the backbone's output, finest first; ``None`` is
-            0, 1, 2, ...
+        in_index: Places of the levels in the backbone's output; ``None`` is 0, 1, 2, ...
         conv_cfg: Conv layer type of the score layers; ``None`` is ``nn.Conv2d``.
         dropout_ratio: Chance of a level's channel to be dropped before its score layer. The
-            original has none here: its dropout follows fc6 and fc7, in the backbone.
-        level_scales: Factors on the levels before their score layers, finest first; ``None`` is
-            none. Caffe's FCN-8s trained "at once" has (1e-4, 1e-2, 1).
+            original's dropout is in the backbone, after fc6 and fc7.
+        level_scales: Factors on the levels before their score layers, finest first. Caffe's FCN-8s
+            trained "at once" has (1e-4, 1e-2, 1).
         image_padding: Anything but ``None`` makes a :class:`CaffeFCN8Head` instead.
-        init_cfg: Initialisation as in mmengine; ``None`` leaves the scores drawn from a normal
-            distribution of standard deviation 0.01 and the upsampling bilinear.
+        init_cfg: Initialisation as in mmengine; ``None`` is a normal distribution of standard
+            deviation 0.01 for the scores, and bilinear upsampling.
         **kwargs: Other arguments of :class:`BaseDecodeHead`: ``num_classes``, ``loss_decode``,
             ``ignore_index``, ``sampler``, ``align_corners``, ``out_channels``, ``threshold``.
 
     Raises:
-        ValueError: If ``in_channels``, ``in_index`` and ``level_scales`` differ in length or are
-            empty, or if, at run time, two neighbouring levels do not differ by a factor of 2.
+        ValueError: ``in_channels``, ``in_index`` and ``level_scales`` differ in length or are
+            empty, or, at run time, two neighbouring levels do not differ by a factor of 2.
 
     Shape:
         Levels (N, C_i, H_i, W_i) to logits (N, num_classes, H_0, W_0) of the finest level.
@@ -96,10 +88,7 @@ class FCN8Head(BaseDecodeHead):
     upsample_padding = 1  # with it the size doubles exactly
 
     def __new__(cls, *args: Any, image_padding: int | None = None, **kwargs: Any) -> 'FCN8Head':
-        """Make room for a head, of Caffe's geometry where ``image_padding`` asks for it.
-
-        Configs that were written when both geometries were one class name FCN8Head for both.
-        """
+        """Older configs name FCN8Head for both geometries: ``image_padding`` tells Caffe's."""
         if cls is FCN8Head and image_padding is not None:
             from .caffe_fcn8_head import CaffeFCN8Head
 
@@ -138,8 +127,8 @@ class FCN8Head(BaseDecodeHead):
             init_cfg=init_cfg,
             **kwargs,
         )
-        # The one classifier of the base class: unused it would get no gradient, on which
-        # distributed training stalls. Here every level has its own.
+        # Every level has its own classifier. The base class's, unused, would get no gradient, on
+        # which distributed training stalls.
         del self.conv_seg
         classes = self.out_channels
         self.scores = nn.ModuleList(_score(conv_cfg, channels, classes) for channels in in_channels)
@@ -162,17 +151,8 @@ class FCN8Head(BaseDecodeHead):
 
     def _fuse(self, logits: Tensor, skip: Tensor, level: int) -> Tensor:
         """Add the scores of a level to the upsampled logits of the coarser ones."""
-        height, width = skip.shape[2:]
-        return _fit(logits, height, width) + skip
+        return _fit(logits, *skip.shape[2:]) + skip
 
     def to_image(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        """Resize :meth:`forward`'s logits bilinearly to the image's pixels.
-
-        Args:
-            logits: Of shape (N, num_classes, H', W').
-            size: Height and width of the image that the backbone was given.
-
-        Returns:
-            Tensor of shape (N, num_classes, height, width).
-        """
+        """Resize :meth:`forward`'s logits to (N, num_classes, height, width), the image's size."""
         return resize(logits, tuple(size), mode='bilinear', align_corners=self.align_corners)

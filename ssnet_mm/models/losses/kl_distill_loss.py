@@ -1,9 +1,8 @@
 """What a student pays for disagreeing with its teacher at each pixel.
 
-Source: G. Hinton, O. Vinyals and J. Dean, "Distilling the Knowledge in a Neural Network",
-https://arxiv.org/abs/1503.02531. mmseg's own ``KLDivLoss`` is not this: it hands probabilities to
-``torch.nn.functional.kl_div``, which takes log-probabilities, so that it is not smallest where the
-two agree; and no import of mmseg registers it.
+Source: Hinton, Vinyals and Dean, https://arxiv.org/abs/1503.02531. mmseg's ``KLDivLoss`` hands
+probabilities to ``torch.nn.functional.kl_div``, which takes log-probabilities: it is not smallest
+where the two agree.
 """
 
 import torch.nn.functional as F
@@ -15,30 +14,27 @@ from torch import Tensor, nn
 class KLDistillLoss(nn.Module):
     """Kullback-Leibler divergence of the student's class probabilities from the teacher's.
 
-    Per pixel it is the sum over classes of ``p * (log p - log q)``, where p (the teacher's) and q
-    (the student's) are softmaxes of logits divided by the temperature. The loss is its mean over
-    all pixels of the batch, times ``temperature**2``: by that factor its gradient stays about as
-    large at any temperature.
+    Per pixel the sum over classes of ``p * (log p - log q)``, where p (the teacher's) and q (the
+    student's) are softmaxes of logits divided by the temperature; the mean over all pixels, times
+    ``temperature**2``, by which the gradient stays about as large at any temperature.
 
     Args:
         temperature: Above 1 the less likely classes count for more.
         loss_weight: Factor of the loss.
-        loss_name: Its name in the log; ``loss_`` must be in it, or it has no part in training.
+        loss_name: Its name in the log; without ``loss_`` in it, it has no part in training.
 
     Raises:
-        ValueError: If the temperature is not positive, or if, at run time, the logits differ in
-            shape or have a single channel, of which a softmax says nothing.
+        ValueError: The temperature is not positive, or, at run time, the logits differ in shape or
+            have a single channel, of which a softmax says nothing.
 
     Shape:
-        Logits (N, C, H, W) of the student and of the teacher to a scalar. No gradient reaches the
-        teacher's.
+        Logits (N, C, H, W) of the student and of the teacher, which gets no gradient, to a scalar.
 
     Example:
         >>> import torch
         >>> from ssnet_mm import KLDistillLoss
         >>> logits = torch.rand(2, 21, 9, 13)
-        >>> loss = KLDistillLoss(temperature=2.0)(logits, 3 * logits)
-        >>> loss.shape
+        >>> KLDistillLoss(temperature=2.0)(logits, 3 * logits).shape
         torch.Size([])
     """
 

@@ -1,7 +1,6 @@
 """A segmentor that learns from a trained one besides from the labels.
 
-Source: G. Hinton, O. Vinyals and J. Dean, "Distilling the Knowledge in a Neural Network",
-https://arxiv.org/abs/1503.02531, pixel by pixel.
+Source: Hinton, Vinyals and Dean, https://arxiv.org/abs/1503.02531, pixel by pixel.
 """
 
 from typing import Any
@@ -22,26 +21,20 @@ from ssnet_mm.errors import UserError
 
 def _normalisation(preprocessor: BaseDataPreprocessor) -> tuple[Any, ...]:
     """What becomes of an image's values: the mean, the deviation, and whether BGR turns to RGB."""
-    mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
-    return (
-        None if mean is None else mean.flatten().tolist(),
-        None if std is None else std.flatten().tolist(),
-        swaps_channels(preprocessor),
-    )
+    values = (getattr(preprocessor, name, None) for name in ('mean', 'std'))
+    mean, std = (None if value is None else value.flatten().tolist() for value in values)
+    return mean, std, swaps_channels(preprocessor)
 
 
 @MODELS.register_module()
 class DistilledEncoderDecoder(EncoderDecoder):
     """``EncoderDecoder`` whose logits are also drawn towards those of a trained teacher.
 
-    The teacher sees the batch as the student does, augmented and normalised, and its logits are
-    the target of ``distill_loss`` at every pixel of the student's own logits. Pixels without label
-    take part: about those the teacher alone has something to say.
-
-    The teacher is no part of the student. It is neither among its modules, parameters and buffers,
-    nor in its checkpoints, which load in the plain ``EncoderDecoder``. It always runs in evaluation
-    mode and without gradient. It is built when the first loss is asked for, so that prediction and
-    testing need neither its config nor its checkpoint.
+    The teacher sees the batch as the student does, augmented and normalised, in evaluation mode and
+    without gradient. Its logits are the target of ``distill_loss`` at every pixel of the student's,
+    those without label too. It is neither among the student's modules, parameters and buffers, nor
+    in its checkpoints, which load in the plain ``EncoderDecoder``. It is built for the first loss:
+    prediction and testing need neither its config nor its checkpoint.
 
     Args:
         teacher: Path of a config file whose ``model`` is the teacher, or the config of a model. It
@@ -49,14 +42,12 @@ class DistilledEncoderDecoder(EncoderDecoder):
             mode, at any resolution.
         distill_loss: Config of a loss that takes the student's and the teacher's logits, both
             (N, num_classes, H, W), and has a ``loss_name``: ``KLDistillLoss``.
-        teacher_checkpoint: Path of the teacher's weights. ``None`` does for everything but
-            training.
+        teacher_checkpoint: Path of the teacher's weights, which training needs.
         **kwargs: Arguments of ``EncoderDecoder``. The loss of its ``decode_head`` must be a
             function of the logits alone (``loss_by_feat``), as in most of mmseg's heads.
 
     Raises:
-        UserError: From the first loss, or ``load_teacher``: the teacher can't be built or loaded,
-            or does not match the student.
+        UserError: From the first loss: the teacher can't be built or loaded, or does not match.
 
     Example:
         >>> import torch
@@ -67,14 +58,8 @@ class DistilledEncoderDecoder(EncoderDecoder):
         ...     backbone=dict(type='VGG16', base_channels=4, fc_channels=8, out_indices=(2, 3, 5)),
         ...     decode_head=dict(type='FCN8Head', in_channels=[16, 32, 8], num_classes=21),
         ... )
-        >>> model = MODELS.build(
-        ...     dict(
-        ...         teacher,
-        ...         type='DistilledEncoderDecoder',
-        ...         teacher=teacher,
-        ...         distill_loss=dict(type='KLDistillLoss', temperature=2.0),
-        ...     )
-        ... )
+        >>> student = dict(teacher, type='DistilledEncoderDecoder', teacher=teacher)
+        >>> model = MODELS.build(dict(student, distill_loss=dict(type='KLDistillLoss')))
         >>> model(torch.rand(1, 3, 97, 131), mode='tensor').shape
         torch.Size([1, 21, 13, 17])
     """
@@ -91,15 +76,13 @@ class DistilledEncoderDecoder(EncoderDecoder):
         self.distill_loss = MODELS.build(distill_loss)
         self.teacher_cfg = teacher
         self.teacher_checkpoint = teacher_checkpoint
-        # in a list, where torch does not see it
-        self._teacher: list[nn.Module] = []
+        self._teacher: list[nn.Module] = []  # where torch does not see it
 
     def load_teacher(self) -> nn.Module:
         """Build the teacher with its weights, unless that is done already.
 
         Raises:
-            UserError: There is no checkpoint, the config or the checkpoint can't be read or do not
-                fit, or the teacher's classes or normalisation are not the student's.
+            UserError: It can't be built or loaded, or its classes or normalisation do not match.
         """
         if not self._teacher:
             if self.teacher_checkpoint is None:
@@ -109,11 +92,10 @@ class DistilledEncoderDecoder(EncoderDecoder):
                 )
             # the student's dropout should not depend on the teacher's initial weights
             with torch.random.fork_rng(devices=[]):
-                cfg = self.teacher_cfg
-                if isinstance(cfg, str):
-                    cfg = load_config(cfg)
+                if isinstance(self.teacher_cfg, str):
+                    cfg = load_config(self.teacher_cfg)
                 else:  # in the scope of the student
-                    cfg = Config(dict(model=cfg, default_scope=None))
+                    cfg = Config(dict(model=self.teacher_cfg, default_scope=None))
                 teacher = build_segmentor(cfg, 'model.teacher')
             self._check_match(teacher)
             try:
@@ -129,15 +111,11 @@ class DistilledEncoderDecoder(EncoderDecoder):
                 f'the teacher gives {teacher.out_channels} logits a pixel, the student '
                 f'{self.out_channels}; both must be made for the same classes'
             )
-        theirs, ours = (
-            _normalisation(teacher.data_preprocessor),
-            _normalisation(self.data_preprocessor),
-        )
+        theirs, ours = (_normalisation(model.data_preprocessor) for model in (teacher, self))
         if theirs != ours:
             raise UserError(
-                "the teacher's data_preprocessor differs from the student's (mean, std, BGR to "
-                f'RGB): {theirs} instead of {ours}; it would see other images than it was trained '
-                'on'
+                "the teacher's data_preprocessor differs from the student's (mean, std, BGR to RGB)"
+                f': {theirs} instead of {ours}; it would see other images than it was trained on'
             )
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
@@ -147,8 +125,7 @@ class DistilledEncoderDecoder(EncoderDecoder):
             inputs: Normalised images (N, C, H, W).
             data_samples: mmseg's ``SegDataSample`` of each, with its label map.
         """
-        # first the teacher, so that what it needs for a moment does not add to what the student
-        # keeps for the backward pass
+        # the teacher first: what it needs does not add to what the student keeps for backward
         with torch.no_grad():
             target = self.load_teacher().to(inputs.device)(inputs, mode='tensor')
         features = self.extract_feat(inputs)
@@ -160,6 +137,5 @@ class DistilledEncoderDecoder(EncoderDecoder):
             target = F.interpolate(
                 target, logits.shape[2:], mode='bilinear', align_corners=self.align_corners
             )
-        name = f'distill.{self.distill_loss.loss_name}'
-        losses[name] = self.distill_loss(logits, target)
+        losses[f'distill.{self.distill_loss.loss_name}'] = self.distill_loss(logits, target)
         return losses
