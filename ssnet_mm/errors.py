@@ -2,9 +2,11 @@
 
 import functools
 import importlib
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec('P')
@@ -58,3 +60,14 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
             sys.exit(2)
 
     return wrapper
+
+
+@contextmanager
+def quiet(logger: logging.Logger) -> Iterator[None]:
+    """Let a logger of another library say errors only."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

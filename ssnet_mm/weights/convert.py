@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from torch import Tensor
 
 from ssnet_mm.constants import BN_EPS
 from ssnet_mm.engine.config import build_segmentor, config_errors, config_meta
 from ssnet_mm.engine.hooks import to_plain
-from ssnet_mm.errors import UserError
-from ssnet_mm.files import atomic_write
+from ssnet_mm.errors import UserError, quiet
+from ssnet_mm.files import write_result
 from ssnet_mm.version import __version__
 
 from .batch_norm import estimate_bn_from_config
@@ -88,7 +89,8 @@ def convert_weights(
     else:
         model = build_segmentor(cfg)  # other pretrained weights that it names are not read
         with config_errors(f'the model of {cfg.filename}'):
-            model.init_weights()
+            with quiet(MMLogger.get_current_instance()):  # a line a parameter
+                model.init_weights()
         conversion = load_into(model, conversion, skip, str(path))
         if bn_batches:
             estimate_bn_from_config(model, cfg, bn_batches)
@@ -99,12 +101,9 @@ def convert_weights(
 
 
 def _write(dest: Path, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    try:
-        if dest.suffix == '.safetensors':
-            write_safetensors(dest, state, meta)
-        else:
-            data = io.BytesIO()
-            torch.save(dict(meta=meta, state_dict=state), data)
-            atomic_write(dest, data.getvalue())
-    except OSError as error:
-        raise UserError(f"can't write {dest}: {error.strerror}; choose another DEST") from error
+    if dest.suffix == '.safetensors':
+        write_safetensors(dest, state, meta)
+    else:
+        data = io.BytesIO()
+        torch.save(dict(meta=meta, state_dict=state), data)
+        write_result(dest, data.getvalue())

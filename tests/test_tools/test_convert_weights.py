@@ -21,6 +21,8 @@ def test_the_tool_prints_an_account_and_writes_what_test_and_predict_take(
     path, dest, config = vgg[0], tmp_path / 'ours.pth', tiny_config()
     tool('convert_weights').main([str(path), str(dest), '--config', config, '--from', 'auto'])
     printed = capsys.readouterr().out.splitlines()
+    if 'the data_preprocessor gives' in printed[0]:  # once a process, by whoever logs first
+        del printed[0]
     assert printed[0] == "torchvision's vgg16_bn" and printed[-1] == f'{dest}: written'
     assert sum(line.startswith('  used  ') for line in printed) == 95
     assert any(line.startswith('  left  classifier.6.bias: ') for line in printed)

@@ -94,5 +94,5 @@ def test_what_does_not_fit_or_go_together_writes_nothing(vgg, tmp_path, tiny_con
     with pytest.raises(UserError, match=r'dest\.pth is there already; .* overwrite'):
         convert_weights(path, dest)
     assert dest.read_text() == 'mine'
-    with pytest.raises(UserError, match="can't write .*; choose another DEST"):
+    with pytest.raises(UserError, match="can't write .*; choose another place"):
         convert_weights(path, dest / 'below.pth')

@@ -6,15 +6,14 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
-from ssnet_mm.errors import UserError, require
+from ssnet_mm.errors import UserError, quiet, require
 
 from .session import Session, check_precision
 
@@ -59,7 +58,7 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
     elif processor.precision == 'int8':
         quantization = require('onnxruntime.quantization', 'onnxruntime', 'this export')
         batches = ({'images': processor.batch(image[None])} for image in images)
-        with quiet('root'):
+        with quiet(logging.getLogger()):
             quantization.quantize_static(
                 model,
                 path,
@@ -105,15 +104,3 @@ def graph(network: Any, size: tuple[int, int]) -> bytes:
 def _around(model: Any) -> list[str]:
     """Names of the nodes before and after the network, which keep full precision."""
     return [n.name for n in model.graph.node if n.name.startswith(('/prepare/', '/finish/'))]
-
-
-@contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Let a logger of another library say errors only."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
-from ssnet_mm.errors import UserError, require
+from ssnet_mm.errors import UserError, quiet, require
 
-from .onnx import graph, quiet
+from .onnx import graph
 from .session import Session, check_precision
 
 
@@ -56,7 +57,7 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
     model = ov.convert_model(io.BytesIO(graph(network, size)))
     if processor.precision == 'int8':
         nncf = require('nncf', 'nncf', 'this export')
-        with quiet('nncf'):
+        with quiet(logging.getLogger('nncf')):
             model = nncf.quantize(
                 model,
                 nncf.Dataset([processor.batch(image[None]) for image in images]),

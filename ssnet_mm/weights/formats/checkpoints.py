@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssnet_mm.engine.checkpoint import read_checkpoint, weights_of
 from ssnet_mm.errors import UserError, require
-from ssnet_mm.files import atomic_write
+from ssnet_mm.files import write_result
 
 from .size_limit import check_size
 
@@ -66,4 +66,4 @@ def write_safetensors(
     # copies: what shares its memory with others is refused there
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state_dict.items()}
     metadata = {'format': 'pt', 'meta': json.dumps(dict(meta or {}))}
-    atomic_write(path, safetensors.save(tensors, metadata))
+    write_result(path, safetensors.save(tensors, metadata))
