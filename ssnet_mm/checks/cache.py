@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ssnet_mm.checks.facts import Facts, Reader
 
-_VERSION = 1  # of what is stored; counted up where Facts or their meaning change
-_SIZE_MTIME = tuple[int, int]
+_TABLE = 'facts_1'  # counted up where Facts or their meaning change
+State = tuple[int, int]  # of a file: size in bytes, time of change in ns
 
 
 def cache_file() -> Path:
@@ -26,28 +26,29 @@ class Cache:
     """
 
     def __init__(self) -> None:
-        self._unsaved = 0
+        self._new: dict[tuple[str, str], tuple[State, Facts]] = {}
+        self._database: sqlite3.Connection | None = None
         try:
             path = cache_file()
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._open(path)
+            self._database = sqlite3.connect(path, timeout=10)  # other runs may be writing
+            self._database.execute(
+                f'CREATE TABLE IF NOT EXISTS {_TABLE} (path TEXT, reader TEXT, size INTEGER, '
+                'mtime INTEGER, facts TEXT, PRIMARY KEY (path, reader)) WITHOUT ROWID'
+            )
         except (OSError, sqlite3.Error):
-            self._open(':memory:')
+            self._database = None
 
-    def _open(self, path: str | Path) -> None:
-        self._database = sqlite3.connect(path, timeout=10)  # other runs may be writing
-        self._table = f'facts_{_VERSION}'
-        self._database.execute(
-            f'CREATE TABLE IF NOT EXISTS {self._table} (path TEXT, reader TEXT, size INTEGER, '
-            'mtime INTEGER, facts TEXT, PRIMARY KEY (path, reader)) WITHOUT ROWID'
-        )
-
-    def get(self, path: str, reader: Reader, state: _SIZE_MTIME) -> Facts | None:
+    def get(self, path: str, reader: Reader, state: State) -> Facts | None:
         """What is known of a file, if it has not changed."""
+        key = path, _key(reader)
+        if key in self._new:
+            return self._new[key][1] if self._new[key][0] == state else None
+        if self._database is None:
+            return None
         try:
             row = self._database.execute(
-                f'SELECT size, mtime, facts FROM {self._table} WHERE path = ? AND reader = ?',
-                (path, _key(reader)),
+                f'SELECT size, mtime, facts FROM {_TABLE} WHERE path = ? AND reader = ?', key
             ).fetchone()
         except sqlite3.Error:
             return None
@@ -57,31 +58,33 @@ class Cache:
         pairs = {key: tuple(stored[key]) for key in ('size', 'stored_size')}
         return Facts(**{**stored, **pairs})
 
-    def put(self, path: str, reader: Reader, state: _SIZE_MTIME, facts: Facts) -> None:
+    def put(self, path: str, reader: Reader, state: State, facts: Facts) -> None:
         """Remember a file."""
-        try:
-            self._database.execute(
-                f'INSERT OR REPLACE INTO {self._table} VALUES (?, ?, ?, ?, ?)',
-                (path, _key(reader), *state, json.dumps(vars(facts))),
-            )
-            self._unsaved += 1
-            if self._unsaved >= 1000:  # an interrupted look goes on where it stopped
-                self.save()
-        except sqlite3.Error:  # the disk is full, or another run holds the file for too long
-            self._open(':memory:')
-
-    def save(self) -> None:
-        """Write what was remembered since the last time."""
-        self._unsaved = 0
-        try:
-            self._database.commit()
-        except sqlite3.Error:
-            self._open(':memory:')
+        self._new[path, _key(reader)] = state, facts
+        if self._database is not None and len(self._new) >= 2000:
+            self._save()  # so that an interrupted look goes on from here
 
     def close(self) -> None:
-        """Write, and let go of the file."""
-        self.save()
-        self._database.close()
+        """Write what is new, and let go of the file."""
+        self._save()
+        if self._database is not None:
+            self._database.close()
+
+    def _save(self) -> None:
+        if self._database is None:
+            return
+        rows = [
+            (*key, *state, json.dumps(vars(facts))) for key, (state, facts) in self._new.items()
+        ]
+        try:
+            with self._database:  # one transaction: the file is locked for that long only
+                self._database.executemany(
+                    f'INSERT OR REPLACE INTO {_TABLE} VALUES (?, ?, ?, ?, ?)', rows
+                )
+            self._new.clear()
+        except sqlite3.Error:  # the disk is full, or another run holds the file for too long
+            self._database.close()
+            self._database = None
 
 
 def _key(reader: Reader) -> str:

@@ -137,6 +137,8 @@ def _damage(data: bytes, error: Exception) -> str:
             return f'is {what}, not an image'
     if isinstance(error, UnidentifiedImageError):
         return 'is not an image'
+    if isinstance(error, _NotReadError):
+        return str(error)
     message = ' '.join(str(error).split())
     return f'is cut short or damaged ({message or type(error).__name__})'
 
@@ -147,10 +149,14 @@ def _padded(data: bytes) -> bool:
     return len(data) - len(rest) >= 512 and not rest.endswith(b'\xff\xd9')  # its end marker
 
 
+class _NotReadError(Exception):
+    """A decoder gives nothing, and no reason."""
+
+
 def _decode(data: bytes, reader: Reader) -> NDArray[Any]:
     array = mmcv.imfrombytes(data, flag=reader.flag, backend=reader.backend)
     if array is None:
-        raise ValueError(f'{reader.backend} does not read it')
+        raise _NotReadError(f'is not read by {reader.backend}')
     return array
 
 
@@ -176,8 +182,11 @@ def _header(picture: Image.Image, data: bytes) -> Facts:
 def _read_image(data: bytes, reader: Reader) -> Facts:
     try:
         picture = Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        array = _decode(data, reader)  # of a kind, or a size, that only the toolbox reads
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        try:
+            array = _decode(data, reader)  # of a kind, or a size, that only the toolbox reads
+        except Exception:
+            raise error from None
         size = array.shape[1], array.shape[0]
         return Facts(bits=8 * array.dtype.itemsize, size=size, stored_size=size)
     facts = _header(picture, data)
@@ -185,7 +194,7 @@ def _read_image(data: bytes, reader: Reader) -> Facts:
     if not turns:
         facts = replace(facts, orientation=1)
     if facts.format in ('JPEG', 'MPO'):  # an eighth of the size: all is read, less computed
-        picture.draft('L', (picture.width // 8, picture.height // 8))
+        picture.draft('L', (picture.width // 8 or 1, picture.height // 8 or 1))
     picture.load()  # raises where it is damaged
     bounds: Any = picture.getextrema()  # of each channel
     flat = all(low == high for low, high in (bounds if len(picture.getbands()) > 1 else [bounds]))

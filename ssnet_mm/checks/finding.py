@@ -32,8 +32,8 @@ class Check:
     Args:
         name: As docs/data.md lists it.
         severity: 'error' where it spoils training or scores, 'note' where it may be meant.
-        what: What is wrong, with ``{num_classes}``, ``{last}`` and ``{void}`` of the data set.
-        mend: How to put it right.
+        what: What is wrong; ``{num_classes}``, ``{last}`` (class) and ``{void}`` are filled in.
+        mend: How to put it right; the same are filled in.
         find: Yields the faults in what :mod:`ssnet_mm.checks.table` says: a sample, or a data set's
             list or totals. Over all data sets of a config it yields each with the one it is in.
     """
@@ -52,6 +52,7 @@ class Finding:
     check: Check
     where: str
     what: str
+    mend: str
     names: list[str] = field(default_factory=list)  # the first ones
     count: int = 0
     values: Counter[float] = field(default_factory=Counter)
@@ -70,4 +71,4 @@ class Finding:
             more = ', ...' if len(self.values) > 5 else ''
             parts.append(', '.join(f'{v:g} ({n:,} pixels)' for v, n in common) + more)
         times = f' ({self.count} in all)' if self.count > 1 else ''
-        return f'{": ".join(parts)}: {few(self.names)}{times}; {self.check.mend}'
+        return f'{": ".join(parts)}: {few(self.names)}{times}; {self.mend}'

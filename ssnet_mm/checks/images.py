@@ -9,6 +9,7 @@ from ssnet_mm.checks.facts import Facts
 from ssnet_mm.checks.finding import Fault
 from ssnet_mm.checks.scan import Sample
 
+# of files that may be images
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 _FORMATS = {
     'BMP': ('.bmp', '.dib'),
@@ -35,11 +36,12 @@ def missing_masks(sample: Sample) -> Iterator[Fault]:
 
 def _otherwise_named(path: str) -> str:
     """A file that may be meant: the same name with another suffix."""
-    stem, suffix = os.path.splitext(path)
-    for other in SUFFIXES:
-        for candidate in (stem + other, stem + other.upper()):
-            if candidate != path and os.path.isfile(candidate):
-                return f' (but there is {os.path.basename(candidate)})'
+    stem = os.path.splitext(path)[0]
+    stems = stem, os.path.splitext(stem)[0]  # a list may name the suffix, too
+    suffixes = [*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)]
+    for candidate in (start + suffix for start in stems for suffix in suffixes):
+        if candidate != path and os.path.isfile(candidate):
+            return f' (but there is {os.path.basename(candidate)})'
     name = os.path.basename(path)
     return ' (the list has two columns?)' if len(name.split()) > 1 else ''
 

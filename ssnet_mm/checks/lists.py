@@ -16,10 +16,18 @@ _BOM = '\ufeff'
 
 def list_file(split: Split) -> str:
     """The list of names that mmseg's BaseSegDataset reads; empty where there is none."""
-    dataset = split.dataset
-    plain = getattr(type(dataset), 'load_data_list', None) is BaseSegDataset.load_data_list
-    path = getattr(dataset, 'ann_file', '')
-    return path if plain and split.local and os.path.isfile(path) else ''
+    path = getattr(split.dataset, 'ann_file', '')
+    return path if _is_plain(split) and os.path.isfile(path) else ''
+
+
+def reads_folder(split: Split) -> bool:
+    """Whether the data set takes all images of a folder, for want of a list."""
+    return _is_plain(split) and not list_file(split)
+
+
+def _is_plain(split: Split) -> bool:
+    reads = getattr(type(split.dataset), 'load_data_list', None)
+    return split.local and reads is BaseSegDataset.load_data_list
 
 
 def _lines(split: Split) -> Iterator[tuple[int, str]]:

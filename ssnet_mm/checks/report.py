@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ssnet_mm.checks.finding import Check, Fault, Finding
-from ssnet_mm.checks.lists import list_file
+from ssnet_mm.checks.lists import reads_folder
 from ssnet_mm.checks.scan import Split, scan
 from ssnet_mm.checks.splits import Totals
 from ssnet_mm.checks.table import CHECKS, OF_CONFIGS, OF_FOLDERS, OF_LISTS, OF_SAMPLES, OF_TOTALS
@@ -17,8 +17,8 @@ _EXPLAINED = {
     'counted-from-one': ('value-outside', 'absent-class'),
     'drawn-with-255': ('absent-class',),
     'nothing-labelled': ('void-mask',),
-    'stretched-mask': ('value-outside',),
-    'wrapping-mask': ('value-outside',),
+    'stretched-mask': ('value-outside', 'absent-class', 'drawn-with-255'),
+    'wrapping-mask': ('value-outside', 'absent-class'),
     'zero-label-reduced': ('absent-class',),
 }
 
@@ -95,8 +95,9 @@ def check_splits(splits: Sequence[Split], *, whole_config: bool = True) -> Repor
     everything = list(totals.values())
     for check in OF_CONFIGS:
         found.add_pairs(check, check.find(everything))
+    known = [split for split in splits if whole_config or reads_folder(split)]
     for check in OF_FOLDERS:
-        found.add_pairs(check, check.find([s for s in splits if whole_config or not list_file(s)]))
+        found.add_pairs(check, check.find(known))
     elsewhere = [split.where for split in splits if not split.local]
     return Report(found.ordered(), everything, elsewhere)
 
@@ -114,12 +115,13 @@ class _Findings:
         for split, fault in pairs:
             key = check.name, split.where
             if key not in self._found:
-                what = check.what.format(
+                numbers = dict(
                     num_classes=split.num_classes,
                     last=split.num_classes - 1,
                     void=split.ignore_index,
                 )
-                self._found[key] = Finding(check, split.where, what)
+                what, mend = check.what.format(**numbers), check.mend.format(**numbers)
+                self._found[key] = Finding(check, split.where, what, mend)
             self._found[key].add(fault)
 
     def ordered(self) -> list[Finding]:

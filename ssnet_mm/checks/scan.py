@@ -46,6 +46,11 @@ class Split:
         return not getattr(self.dataset, 'backend_args', None) and '://' not in root
 
     @property
+    def reduces_zero(self) -> bool:
+        """Whether 0 is void, and other values are lowered by 1."""
+        return bool(getattr(self.dataset, 'reduce_zero_label', False))
+
+    @property
     def classes(self) -> Sequence[str]:
         """Names of the classes; numbers where the data set has none."""
         names = self.dataset.metainfo.get('classes')
@@ -58,10 +63,10 @@ class Split:
     def label(self, value: float) -> int:
         """What mmseg's LoadAnnotations makes of a value that is stored in a mask."""
         label = int(value) % 256 if value == value else 0  # NaN is not equal to itself
-        if self.dataset.reduce_zero_label:
+        if self.reduces_zero:
             label = 255 if label in (0, 255) else label - 1
         label_map = getattr(self.dataset, 'label_map', None) or {}
-        return label_map.get(label, label)
+        return label_map.get(label, label) % 256
 
     def takes(self, label: int) -> bool:
         """Whether a label names a class, or is the one that doesn't count."""
@@ -185,5 +190,5 @@ class _Progress:
 
     def _write(self, end: str) -> None:
         seconds = time.monotonic() - self._start
-        sys.stderr.write(f'looking at the data [{self._done}/{self._total}] {seconds:.0f}s{end}')
+        sys.stderr.write(f'data [{self._done}/{self._total}] elapsed: {seconds:.0f}s{end}')
         sys.stderr.flush()

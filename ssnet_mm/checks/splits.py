@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ssnet_mm.checks.finding import Fault
 from ssnet_mm.checks.images import SUFFIXES
-from ssnet_mm.checks.lists import list_file
+from ssnet_mm.checks.lists import reads_folder
 from ssnet_mm.checks.scan import Sample, Split
 
 
@@ -29,6 +29,8 @@ class Totals:
     labels: Counter[int] = field(default_factory=Counter)  # pixels by label
     shown_by: Counter[int] = field(default_factory=Counter)  # masks that hold a label
     shown_in: Counter[int] = field(default_factory=Counter)  # pixels of the masks that hold it
+    deep_images: int = 0  # of more than 8 bits
+    brightest: int = 0  # value of these as they are read
     void_and_first: list[str] = field(default_factory=list)  # masks of 0 and 255 alone: a few
     void_and_first_masks: int = 0
     # of each image's content, its path; not of images of a single colour, which are alike by chance
@@ -41,6 +43,9 @@ class Totals:
         image = sample.image
         if image.size != (0, 0):
             self.sizes[image.size] += 1
+        if image.bits > 8:
+            self.deep_images += 1
+            self.brightest = max(self.brightest, image.brightest)
         if image.digest and not image.flat:
             first = self.digests.setdefault(image.digest, sample.image_path)
             if first != sample.image_path:
@@ -87,6 +92,12 @@ class Totals:
         return np.where(shares > 0, 1 / np.log(1.02 + shares), 0)
 
 
+def dark_images(totals: Totals) -> Iterator[Fault]:
+    """12-bit photos in 16 bits are read as 0..15."""
+    if totals.deep_images and totals.brightest < 32:
+        yield Fault(f'{totals.deep_images} images are read as 0..{totals.brightest}')
+
+
 def drawn_with_255(totals: Totals) -> Iterator[Fault]:
     """Masks of 0 and 255 alone, where 255 does not count: nothing is left to learn but 0."""
     if (
@@ -115,7 +126,7 @@ def counted_from_one(totals: Totals) -> Iterator[Fault]:
     split = totals.split
     values = set(totals.values) - {255}
     counted = values and min(values) > 0 and max(values) == split.num_classes
-    if counted and not split.dataset.reduce_zero_label:
+    if counted and not split.reduces_zero:
         yield Fault(f'values {min(values):g} to {max(values):g} for {split.num_classes} classes')
 
 
@@ -128,7 +139,7 @@ def zero_label_reduced(totals: Totals) -> Iterator[Fault]:
     split = totals.split
     below = all(totals.values[i] for i in range(split.num_classes))
     beyond = any(split.num_classes <= value < 255 for value in totals.values)
-    if split.dataset.reduce_zero_label and below and not beyond:
+    if split.reduces_zero and below and not beyond:
         yield Fault(
             f'no mask holds {split.num_classes}, which would become the last class, '
             f'{split.classes[-1]}, while 0 to {split.num_classes - 1} all occur'
@@ -213,16 +224,14 @@ def masks_alone(splits: Sequence[Split]) -> Iterator[tuple[Split, Fault]]:
         dataset = split.dataset
         prefix = getattr(dataset, 'data_prefix', None) or {}
         folder, masks = prefix.get('img_path'), prefix.get('seg_map_path')
-        if list_file(split) or not split.local or not folder or not masks or folder == masks:
+        if not reads_folder(split) or not folder or not masks or folder == masks:
             continue
-        suffix = getattr(dataset, 'seg_map_suffix', '')
+        end = getattr(dataset, 'seg_map_suffix', '')
         for path in _files(masks) if os.path.isdir(masks) else ():
-            if suffix and path.endswith(suffix):
-                stem = os.path.join(folder, os.path.relpath(path, masks)[: -len(suffix)])
-                if not any(
-                    os.path.isfile(stem + s)
-                    for s in (dataset.img_suffix, *SUFFIXES, *(s.upper() for s in SUFFIXES))
-                ):
+            if end and path.endswith(end):
+                stem = os.path.join(folder, os.path.relpath(path, masks)[: -len(end)])
+                suffixes = [dataset.img_suffix, *SUFFIXES, *(s.upper() for s in SUFFIXES)]
+                if not any(os.path.isfile(stem + suffix) for suffix in suffixes):
                     yield split, Fault(path)
 
 

@@ -118,7 +118,7 @@ OF_SAMPLES = (
         'value-outside',
         'error',
         'mask with values that name none of the {num_classes} classes (0..{last}, {void} for void)',
-        'put the masks right, or classes and num_classes',
+        'put the masks right, or classes and num_classes (and reduce_zero_label if 0 is void)',
         masks.values_outside,
     ),
     Check(
@@ -146,7 +146,7 @@ OF_SAMPLES = (
         'deep-image',
         'note',
         'image of more than 8 bits a channel is cut to the upper 8',
-        'scale it to 8 bits yourself if it is too dark, or lacks detail, then',
+        'scale it to 8 bits yourself, if that is too dark or too coarse',
         images.deep_images,
     ),
     Check(
@@ -174,6 +174,13 @@ OF_SAMPLES = (
 
 # of the sums over a data set
 OF_TOTALS = (
+    Check(
+        'dark-images',
+        'error',
+        'images of more than 8 bits are cut to the upper 8, and their light is in the lower ones',
+        'scale them to 0..255 yourself',
+        splits.dark_images,
+    ),
     Check(
         'drawn-with-255',
         'error',

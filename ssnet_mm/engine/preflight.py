@@ -26,7 +26,7 @@ from ssnet_mm.engine.checkpoint import (
     weights_of,
 )
 from ssnet_mm.engine.config import build_segmentor, config_errors, single_datasets
-from ssnet_mm.errors import UserError
+from ssnet_mm.errors import UserError, few
 from ssnet_mm.files import write_result
 
 _POSITIVE = (
@@ -94,7 +94,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
         weights = weights_of(read_to_load(checkpoint, resume), checkpoint)
         load_state_dict(model, weights, checkpoint)
     notes = []
-    if not skip_data_check and _is_first_process():
+    if not skip_data_check and _is_first_process(cfg):
         report = look_at_data(cfg, datasets, whole_config=False)
         if report.errors:
             more = len(report.errors) - 1
@@ -108,10 +108,10 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     return Prepared(model, random_state, pairs, notes)
 
 
-def _is_first_process() -> bool:
+def _is_first_process(cfg: Config) -> bool:
     """Of several started for one run, each would read the same files; one tells for all."""
-    ranks = (os.environ.get(name) for name in _RANKS.values())
-    return all(rank in (None, '0') for rank in ranks)
+    rank = _RANKS.get(cfg.get('launcher', 'none'), '')
+    return os.environ.get(rank, '0') == '0'
 
 
 def _build_seeded(cfg: Config) -> tuple[Any, Tensor | None]:
@@ -242,7 +242,9 @@ def build_datasets(cfg: Config, loader: str) -> Iterator[Located]:
                 if not empty:
                     raise
         if empty:
-            raise UserError(f'{where} is empty: no image listed by {_listing(dataset)}')
+            raise UserError(
+                f'{where} is empty: no image listed by {_listing(dataset)}{_suffixes(dataset)}'
+            )
         yield where, dataset, built
 
 
@@ -326,6 +328,15 @@ def _listing(dataset: Mapping[str, Any]) -> str:
     """Where the names of the images stand: a text file, or the image folder itself."""
     listing = dataset.get('ann_file') or (dataset.get('data_prefix') or {}).get('img_path') or ''
     return os.path.join(dataset.get('data_root') or '', listing)
+
+
+def _suffixes(dataset: Mapping[str, Any]) -> str:
+    """What the files of an image folder end in, which may not be ``img_suffix``."""
+    folder = _listing(dataset)
+    if not os.path.isdir(folder):
+        return ''
+    suffixes = {os.path.splitext(name)[1] for name in os.listdir(folder)} - {''}
+    return f', whose files end in {few(sorted(suffixes))}; see to img_suffix' if suffixes else ''
 
 
 def _mend(root: str, where: str) -> str:
