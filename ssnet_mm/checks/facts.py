@@ -11,6 +11,7 @@ import errno
 import io
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Literal
@@ -62,7 +63,8 @@ class Facts:
     stored_size: tuple[int, int] = (0, 0)  # before EXIF's orientation is applied
     orientation: int = 1  # EXIF's: of an image the one applied, of a mask the one left aside
     digest: str = ''  # of the whole file
-    brightest: int = 255  # of an image deeper than 8 bits: the largest value as it is read
+    cut: bool = False  # an image of more than 8 bits that is read as 8
+    brightest: int = 255  # ... and the largest value as it is read
     flat: bool = False  # an image of a single colour
     transparent: bool = False  # an image with pixels that aren't opaque
     colour: bool = False  # a mask that is read as several channels
@@ -168,7 +170,8 @@ def _header(picture: Image.Image, data: bytes) -> Facts:
         bits = max(picture.tag_v2.get(258, (bits,)))  # type: ignore[attr-defined]
     orientation = 1
     if picture.format != 'TIFF':  # whose orientation every reader applies by itself
-        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        with suppress(Exception):  # what is broken in EXIF is ignored by decoders, too
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     return Facts(
         format=picture.format or '',
         mode=picture.mode,
@@ -203,8 +206,8 @@ def _read_image(data: bytes, reader: Reader) -> Facts:
     if not common or facts.orientation != 1 or facts.bits > 8:
         array = _decode(data, reader)
         facts = replace(facts, size=(array.shape[1], array.shape[0]))
-        if facts.bits > 8:
-            facts = replace(facts, brightest=int(array.max()))
+        if facts.bits > 8 and array.dtype == np.uint8:
+            facts = replace(facts, cut=True, brightest=int(array.max()))
     return replace(facts, transparent=transparent, flat=flat)
 
 

@@ -12,6 +12,11 @@ from ssnet_mm.errors import few
 Severity = Literal['error', 'note']
 
 
+def number(value: float) -> str:
+    """A value of a mask as text: 70000, 0.5."""
+    return str(int(value)) if value % 1 == 0 else f'{value:g}'
+
+
 @dataclass(frozen=True)
 class Fault:
     """One file, line or class at fault.
@@ -69,6 +74,6 @@ class Finding:
         if self.values:
             common = self.values.most_common(5)
             more = ', ...' if len(self.values) > 5 else ''
-            parts.append(', '.join(f'{v:g} ({n:,} pixels)' for v, n in common) + more)
+            parts.append(', '.join(f'{number(v)} ({n:,} pixels)' for v, n in common) + more)
         times = f' ({self.count} in all)' if self.count > 1 else ''
         return f'{": ".join(parts)}: {few(self.names)}{times}; {self.mend}'

@@ -119,7 +119,7 @@ def _text(size: tuple[int, int]) -> str:
 def deep_images(sample: Sample) -> Iterator[Fault]:
     """mmcv keeps the upper 8 bits: a 12-bit photo in 16 bits is nearly black."""
     image = sample.image
-    if image.bits > 8 and _read_as_colour(sample):
+    if image.cut:
         yield Fault(f'{sample.image_path} ({image.bits} bits, read as 0..{image.brightest})')
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ssnet_mm.checks.finding import Fault
+from ssnet_mm.checks.finding import Fault, number
 from ssnet_mm.checks.scan import Sample
 
 
@@ -33,7 +33,7 @@ def wrapping_masks(sample: Sample) -> Iterator[Fault]:
     """mmseg keeps the lower eight bits of a number: 256 becomes 0."""
     lost = {value: count for value, count in sample.mask.values if not _survives(value)}
     if lost:
-        examples = ', '.join(f'{v:g} is read as {_wrapped(v)}' for v in list(lost)[:2])
+        examples = ', '.join(f'{number(v)} is read as {_wrapped(v)}' for v in list(lost)[:2])
         yield Fault(f'{sample.mask_path} ({sample.mask.bits} bits: {examples})', lost)
 
 

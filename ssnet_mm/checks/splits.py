@@ -29,7 +29,7 @@ class Totals:
     labels: Counter[int] = field(default_factory=Counter)  # pixels by label
     shown_by: Counter[int] = field(default_factory=Counter)  # masks that hold a label
     shown_in: Counter[int] = field(default_factory=Counter)  # pixels of the masks that hold it
-    deep_images: int = 0  # of more than 8 bits
+    deep_images: int = 0  # of more than 8 bits, read as 8
     brightest: int = 0  # value of these as they are read
     void_and_first: list[str] = field(default_factory=list)  # masks of 0 and 255 alone: a few
     void_and_first_masks: int = 0
@@ -43,7 +43,7 @@ class Totals:
         image = sample.image
         if image.size != (0, 0):
             self.sizes[image.size] += 1
-        if image.bits > 8:
+        if image.cut:
             self.deep_images += 1
             self.brightest = max(self.brightest, image.brightest)
         if image.digest and not image.flat:

@@ -145,7 +145,7 @@ OF_SAMPLES = (
     Check(
         'deep-image',
         'note',
-        'image of more than 8 bits a channel is cut to the upper 8',
+        'image of more than 8 bits a channel is read as 8',
         'scale it to 8 bits yourself, if that is too dark or too coarse',
         images.deep_images,
     ),
@@ -177,7 +177,7 @@ OF_TOTALS = (
     Check(
         'dark-images',
         'error',
-        'images of more than 8 bits are cut to the upper 8, and their light is in the lower ones',
+        'images of more than 8 bits are read as 8, and come out nearly black',
         'scale them to 0..255 yourself',
         splits.dark_images,
     ),

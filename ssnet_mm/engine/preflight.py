@@ -211,7 +211,8 @@ def check_data(cfg: Config, loader: str, num_classes: int | None = None) -> list
                     f'{where}: {path} not found, the first {key} listed by {_listing(dataset)}; '
                     'check data_prefix and the suffixes'
                 )
-        with config_errors(f'{where}: its first sample, {info.get("img_path")}, does not load'):
+        files = ' with '.join(info[key] for key in ('seg_map_path', 'img_path') if info.get(key))
+        with config_errors(f'{where}: its first sample, {files}, does not load'):
             built[0]
         classes: Sequence[str] = built.metainfo.get('classes') or ()
         if num_classes is not None and num_classes < len(classes):
@@ -322,6 +323,15 @@ def _check_paths(dataset: Mapping[str, Any], where: str) -> None:
         raise UserError(
             f'data set not found: no {_listing(dataset)} ({where}, ann_file); {_mend(root, where)}'
         )
+    if _listing(dataset).endswith('.txt'):
+        try:
+            with open(_listing(dataset), encoding='utf-8') as file:
+                for _ in file:
+                    pass
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f'{_listing(dataset)} is not text in UTF-8 ({where}, ann_file); save it as such'
+            ) from error
 
 
 def _listing(dataset: Mapping[str, Any]) -> str:

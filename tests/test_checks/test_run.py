@@ -139,6 +139,19 @@ def test_only_the_first_of_several_processes_looks(config, data, monkeypatch):
         preflight.preflight(cfg, 'train')
 
 
+def test_a_list_that_is_not_utf8_is_named(run, config, data, tmp_path):
+    path = config()
+    (data.root / 'train.txt').write_text('0\n1\n', encoding='utf-16')
+    _, _, lines = run('train', path, '--work-dir', tmp_path / 'work')
+    assert len(lines) == 1 and 'train.txt is not text in UTF-8' in lines[0]
+
+
+def test_a_broken_first_mask_is_named(run, config, data, tmp_path):
+    data.mask(0).write_bytes(data.mask(0).read_bytes()[:60])
+    _, _, lines = run('train', config(), '--work-dir', tmp_path / 'work')
+    assert len(lines) == 1 and '0.png with ' in lines[0]
+
+
 def test_an_empty_folder_says_what_its_files_end_in(run, config, tmp_path):
     changes = """
 for loader in (train_dataloader, val_dataloader, test_dataloader):

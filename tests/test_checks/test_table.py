@@ -87,6 +87,11 @@ def zero_filled(data):
     cut(data.image(1), fill=b'\0')
 
 
+def cut_png(data):
+    Image.open(data.image(1)).save(data.image(1), 'PNG')
+    cut(data.image(1))
+
+
 def replace_folder(path):
     path.unlink()
     path.mkdir()
@@ -151,6 +156,7 @@ SPOILT = {
         lambda d: write_list(d, b'0\n1\n2 2.png\n'), 'missing-image', 'two columns'),
     'no mask': (lambda d: d.mask(2).unlink(), 'missing-mask', '2.png'),
     'cut photo': (lambda d: cut(d.image(2)), 'unreadable-image', '2.jpg is cut short'),
+    'cut PNG photo': (cut_png, 'unreadable-image', '1.jpg is cut short'),
     'zeros in photo': (zero_filled, 'unreadable-image', '1.jpg .*filled with zeros'),
     'empty photo': (lambda d: cut(d.image(2), 0), 'unreadable-image', '2.jpg is empty .0 bytes'),
     'text as photo': (lambda d: d.image(2).write_text('hi'), 'unreadable-image', 'not an image'),
@@ -310,6 +316,21 @@ def test_images_turned_by_exif_with_a_mask_of_the_turned_image_are_sound(data):
     assert data.found() == ['sizes-differ']
     data.change(lambda m: np.rot90(m).copy(), [1])
     assert data.found() == []
+
+
+def test_broken_exif_is_left_aside_as_decoders_do(data):
+    content = data.image(1).read_bytes()
+    exif = b'Exif\0\0MM\0*' + b'\xff' * 20
+    data.image(1).write_bytes(
+        content[:2] + b'\xff\xe1' + (len(exif) + 2).to_bytes(2, 'big') + exif + content[2:]
+    )
+    assert data.found() == []
+
+
+def test_deep_images_that_are_read_as_they_are_lose_nothing(data):
+    data.pipeline = [dict(READ[0], color_type='unchanged'), *READ[1:]]
+    deep_image(data, 16)
+    assert data.found(whole_config=False) == []
 
 
 def test_opaque_images_with_alpha_and_void_in_deep_masks_are_hardly_worth_a_word(data):
