@@ -28,9 +28,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    report = check_whole_data(launch.load_config(args.config, args.cfg_options), args.out)
+    report, drawn = check_whole_data(launch.load_config(args.config, args.cfg_options), args.out)
     print('\n'.join(report.lines()))
-    print(f'see {args.out}, too: do the colours lie on what they name?')
+    if drawn:
+        print(f'images with their masks, to look at: {args.out}')
     sys.exit(1 if report.errors else 0)
 
 

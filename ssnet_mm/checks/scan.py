@@ -58,7 +58,8 @@ class Split:
 
     @cached_property
     def readers(self) -> tuple[Reader | None, Reader | None]:
-        return readers_of(self.dataset.pipeline)
+        """How its pipeline reads images, and masks."""
+        return readers_of(getattr(self.dataset, 'pipeline', []))
 
     def label(self, value: float) -> int:
         """What mmseg's LoadAnnotations makes of a value that is stored in a mask."""

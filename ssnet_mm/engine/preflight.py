@@ -266,12 +266,15 @@ def look_at_data(cfg: Config, datasets: Sequence[Located], *, whole_config: bool
     return check_splits(splits, whole_config=whole_config)
 
 
-def check_whole_data(cfg: Config, sheet: str | os.PathLike[str]) -> Report:
+def check_whole_data(cfg: Config, sheet: str | os.PathLike[str]) -> tuple[Report, bool]:
     """Check the data of all data loaders of a config, and draw a contact sheet.
 
     Args:
         cfg: The config.
         sheet: PNG file to write.
+
+    Returns:
+        What was found; and whether there was an image with its mask to draw.
 
     Raises:
         UserError: As :func:`build_datasets`, the config has no data loader, or the sheet can't be
@@ -290,7 +293,7 @@ def check_whole_data(cfg: Config, sheet: str | os.PathLike[str]) -> Report:
     drawn = contact_sheet([totals.split for totals in report.totals])
     if drawn:
         write_result(sheet, drawn)
-    return report
+    return report, drawn is not None
 
 
 def _labels(cfg: Config, where: str, dataset: Any) -> tuple[int, int]:

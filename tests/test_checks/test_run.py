@@ -70,6 +70,16 @@ def test_spoilt_data_get_exit_code_1_and_all_is_told(run, config, data, tmp_path
     assert '3 kinds of error' in out
 
 
+def test_images_without_masks_make_no_sheet(run, config, tmp_path):
+    changes = """
+for loader in (train_dataloader, val_dataloader, test_dataloader):
+    del loader['dataset']['pipeline'][1]
+"""
+    code, out, _ = run('check_data', config(changes), '--out', tmp_path / 'sheet.png')
+    assert code == 0 and 'no mask was read' in out and 'sheet.png' not in out
+    assert not (tmp_path / 'sheet.png').exists()
+
+
 def test_wrong_use_gets_exit_code_2_and_one_line(run, config, tmp_path):
     for args, message in (
         ([tmp_path / 'none.py'], 'none.py not found'),
