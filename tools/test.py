@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         launch.use_tta(cfg)
     if args.out is not None:
         launch.write_predictions(cfg, args.out)
-    launch.run(cfg, 'test', hooks=[FuseHook()] if args.fuse else [])
+    hooks = [FuseHook()] if args.fuse else []
+    launch.run(cfg, 'test', hooks, skip_data_check=args.skip_data_check)
 
 
 if __name__ == '__main__':

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         launch.use_amp(cfg)
     if args.resume:
         cfg.resume = True
-    launch.run(cfg, 'train')
+    launch.run(cfg, 'train', skip_data_check=args.skip_data_check)
 
 
 if __name__ == '__main__':

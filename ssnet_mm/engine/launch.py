@@ -71,8 +71,13 @@ def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --work-dir, --launcher and --local_rank."""
+    """Add --work-dir, --launcher, --skip-data-check and --local_rank."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--skip-data-check',
+        action='store_true',
+        help='do not read all images and masks before the start',
+    )
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], help='who starts the processes'
     )
@@ -136,18 +141,21 @@ def paint_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: 
         cfg.visualizer['save_dir'] = show_dir
 
 
-def run(cfg: Config, mode: str, hooks: Sequence[Hook] = ()) -> None:
+def run(
+    cfg: Config, mode: str, hooks: Sequence[Hook] = (), *, skip_data_check: bool = False
+) -> None:
     """Check a config, build its Runner, and train or test.
 
     Args:
         cfg: With ``work_dir`` and ``launcher`` set.
         mode: 'train' or 'test'.
         hooks: Hooks to add to those of the config.
+        skip_data_check: Look at the first sample of each data set only.
 
     Raises:
         UserError: From ``preflight``, or a mistake in the config that only building shows.
     """
-    prepared = preflight(cfg, mode)
+    prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _join_cpu_processes(cfg)
     with config_errors(f'config {cfg.filename}'):
@@ -156,6 +164,8 @@ def run(cfg: Config, mode: str, hooks: Sequence[Hook] = ()) -> None:
         runner.register_hook(PlainCheckpointHook())  # no unsafe or partial loading in our tools
     for hook in hooks:
         runner.register_hook(hook)
+    for note in prepared.notes:
+        runner.logger.warning(note)
     if get_device() == 'cpu':
         tune_for_cpu(runner.model)
     try:

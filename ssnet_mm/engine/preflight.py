@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.registry import WEIGHT_INITIALIZERS, init_default_scope
 from mmengine.runner import set_random_seed
 from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
+from ssnet_mm.checks import Report, Split, check_lists, check_splits, contact_sheet
 from ssnet_mm.engine.checkpoint import (
     find_checkpoint,
     load_state_dict,
@@ -25,12 +26,19 @@ from ssnet_mm.engine.checkpoint import (
     weights_of,
 )
 from ssnet_mm.engine.config import build_segmentor, config_errors, single_datasets
-from ssnet_mm.errors import UserError
+from ssnet_mm.errors import UserError, few
+from ssnet_mm.files import write_result
 
 _POSITIVE = (
     'batch_size', 'crop_size', 'size', 'num_classes', 'max_iters', 'max_epochs', 'val_interval',
     'accumulative_counts',
 )  # fmt: skip
+
+# the variable by which each launcher numbers its processes
+_RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+
+# A data set: where it stands in the config, its own config, and built.
+Located = tuple[str, Mapping[str, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -42,19 +50,22 @@ class Prepared:
         random_state: torch's random numbers after its weights were drawn from the config's seed;
             None if the config has no seed, or another one for each process.
         datasets: Each with its config.
+        notes: What was found in the data that need not be wrong, a line each.
     """
 
     model: nn.Module
     random_state: Tensor | None
     datasets: list[tuple[Any, Any]]
+    notes: list[str] = field(default_factory=list)
 
 
-def preflight(cfg: Config, mode: str) -> Prepared:
+def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepared:
     """Check a config for training or testing: machine, sizes, data sets, model, weights.
 
     Args:
         cfg: With ``work_dir`` and ``launcher`` set.
         mode: 'train' or 'test'.
+        skip_data_check: Look at the first sample of each data set only.
 
     Raises:
         UserError: Naming the first thing that would fail and how to mend it.
@@ -63,7 +74,7 @@ def preflight(cfg: Config, mode: str) -> Prepared:
     check_sizes(cfg)
     model, random_state = _build_seeded(cfg)
     num_classes = getattr(getattr(model, 'module', model), 'num_classes', None)
-    datasets = []
+    datasets: list[Located] = []
     loaders = ['train_dataloader', 'val_dataloader'] if mode == 'train' else ['test_dataloader']
     for loader in loaders:
         if cfg.get(loader):
@@ -82,7 +93,25 @@ def preflight(cfg: Config, mode: str) -> Prepared:
     if checkpoint:
         weights = weights_of(read_to_load(checkpoint, resume), checkpoint)
         load_state_dict(model, weights, checkpoint)
-    return Prepared(model, random_state, datasets)
+    notes = []
+    if not skip_data_check and _is_first_process(cfg):
+        report = look_at_data(cfg, datasets, whole_config=False)
+        if report.errors:
+            more = len(report.errors) - 1
+            others = f' ({more} more {"kind" if more == 1 else "kinds"} of error)' if more else ''
+            raise UserError(
+                f'{report.errors[0]}{others}; tools/check_data.py {cfg.filename} shows all'
+            )
+        notes = [str(finding) for finding in report.notes]
+        notes += [f'{where} is not on this disk, and was not checked' for where in report.elsewhere]
+    pairs = [(dataset, built) for _, dataset, built in datasets]
+    return Prepared(model, random_state, pairs, notes)
+
+
+def _is_first_process(cfg: Config) -> bool:
+    """Of several started for one run, each would read the same files; one tells for all."""
+    rank = _RANKS.get(cfg.get('launcher', 'none'), '')
+    return os.environ.get(rank, '0') == '0'
 
 
 def _build_seeded(cfg: Config) -> tuple[Any, Tensor | None]:
@@ -121,12 +150,11 @@ def check_machine(cfg: Config, mode: str) -> None:
             'out, or see that the driver and the CUDA build of torch are installed'
         )
     launcher = cfg.get('launcher', 'none')
-    starts = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
     if launcher == 'none':
         return
-    if launcher in starts and starts[launcher] not in os.environ:
+    if launcher in _RANKS and _RANKS[launcher] not in os.environ:
         raise UserError(
-            f'--launcher {launcher} expects to be started by it ({starts[launcher]} is not set); '
+            f'--launcher {launcher} expects to be started by it ({_RANKS[launcher]} is not set); '
             f'use tools/{"slurm" if launcher == "slurm" else "dist"}_{mode}.sh'
         )
     if device == 'cpu':
@@ -159,23 +187,49 @@ def check_sizes(cfg: Any, where: str = '') -> None:
             check_sizes(part, f'{where}.{i}')
 
 
-def check_data(
-    cfg: Config, loader: str, num_classes: int | None = None
-) -> list[tuple[Mapping[str, Any], Any]]:
+def check_data(cfg: Config, loader: str, num_classes: int | None = None) -> list[Located]:
     """Are the data sets of a data loader there, does the first sample load, do classes suffice?
-
-    Returns:
-        The data sets, each after its config.
 
     Raises:
         UserError: One of these is not so.
     """
-    found = []
     if cfg[loader].get('persistent_workers') and not cfg[loader].get('num_workers'):
         raise UserError(
             f'{loader}: persistent_workers need num_workers above 0; without workers set '
             f'{loader}.persistent_workers=False'
         )
+    found = []
+    for where, dataset, built in build_datasets(cfg, loader):
+        for finding in check_lists(Split(where, built, num_classes or 0)):
+            if finding.check.severity == 'error':  # it explains a first image that is not there
+                raise UserError(str(finding))
+        info = built.get_data_info(0)
+        for key in ('img_path', 'seg_map_path'):
+            path = info.get(key)
+            if path and '://' not in path and not os.path.isfile(path):
+                raise UserError(
+                    f'{where}: {path} not found, the first {key} listed by {_listing(dataset)}; '
+                    'check data_prefix and the suffixes'
+                )
+        files = ' with '.join(info[key] for key in ('seg_map_path', 'img_path') if info.get(key))
+        with config_errors(f'{where}: its first sample, {files}, does not load'):
+            built[0]
+        classes: Sequence[str] = built.metainfo.get('classes') or ()
+        if num_classes is not None and num_classes < len(classes):
+            raise UserError(
+                f'{where} has {len(classes)} classes, the model {num_classes}; set '
+                f'model.decode_head.num_classes={len(classes)}'
+            )
+        found.append((where, dataset, built))
+    return found
+
+
+def build_datasets(cfg: Config, loader: str) -> Iterator[Located]:
+    """The data sets of a data loader.
+
+    Raises:
+        UserError: A folder or a list is not there, the config is at fault, or a data set is empty.
+    """
     with config_errors(f'{loader} of {cfg.filename}'):
         datasets = list(single_datasets(cfg[loader]['dataset'], f'{loader}.dataset'))
     for where, dataset in datasets:
@@ -189,25 +243,72 @@ def check_data(
                 if not empty:
                     raise
         if empty:
-            raise UserError(f'{where} is empty: no image listed by {_listing(dataset)}')
-        info = built.get_data_info(0)
-        for key in ('img_path', 'seg_map_path'):
-            path = info.get(key)
-            if path and '://' not in path and not os.path.isfile(path):
-                raise UserError(
-                    f'{where}: {path} not found, the first {key} listed by {_listing(dataset)}; '
-                    'check data_prefix and the suffixes'
-                )
-        with config_errors(f'{where}: its first sample, {info.get("img_path")}, does not load'):
-            built[0]
-        classes: Sequence[str] = built.metainfo.get('classes') or ()
-        if num_classes is not None and num_classes < len(classes):
             raise UserError(
-                f'{where} has {len(classes)} classes, the model {num_classes}; set '
-                f'model.decode_head.num_classes={len(classes)}'
+                f'{where} is empty: no image listed by {_listing(dataset)}{_suffixes(dataset)}'
             )
-        found.append((dataset, built))
-    return found
+        yield where, dataset, built
+
+
+def look_at_data(cfg: Config, datasets: Sequence[Located], *, whole_config: bool) -> Report:
+    """Read every image and mask of data sets, and check them.
+
+    Args:
+        cfg: The config.
+        datasets: From :func:`check_data` or :func:`build_datasets`; one whose config equals an
+            earlier one's is left out.
+        whole_config: Whether these are all that the config has.
+    """
+    splits = []
+    for i, (where, dataset, built) in enumerate(datasets):
+        if all(dataset != other for _, other, _ in datasets[:i]):
+            num_classes, ignore_index = _labels(cfg, where, built)
+            splits.append(Split(where, built, num_classes, ignore_index))
+    return check_splits(splits, whole_config=whole_config)
+
+
+def check_whole_data(cfg: Config, sheet: str | os.PathLike[str]) -> tuple[Report, bool]:
+    """Check the data of all data loaders of a config, and draw a contact sheet.
+
+    Args:
+        cfg: The config.
+        sheet: PNG file to write.
+
+    Returns:
+        What was found; and whether there was an image with its mask to draw.
+
+    Raises:
+        UserError: As :func:`build_datasets`, the config has no data loader, or the sheet can't be
+            written.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
+    datasets = [
+        located
+        for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader')
+        if cfg.get(loader)
+        for located in build_datasets(cfg, loader)
+    ]
+    if not datasets:
+        raise UserError(f'{cfg.filename} has no data loader, so there is no data to check')
+    report = look_at_data(cfg, datasets, whole_config=True)
+    drawn = contact_sheet([totals.split for totals in report.totals])
+    if drawn:
+        write_result(sheet, drawn)
+    return report, drawn is not None
+
+
+def _labels(cfg: Config, where: str, dataset: Any) -> tuple[int, int]:
+    """How many classes a data set's labels may name, and the label that doesn't count."""
+    model = cfg.model.get('module', cfg.model)  # inside test-time augmentation's
+    head = model.get('decode_head', {})
+    head = head[-1] if isinstance(head, (list, tuple)) else head
+    num_classes = len(dataset.metainfo.get('classes') or ()) or head.get('num_classes', 256)
+    if head.get('out_channels') == 1 or head.get('num_classes') == 1:
+        num_classes = max(num_classes, 2)  # one channel tells two classes apart
+    evaluator = cfg.get(f'{where.split("_")[0]}_evaluator') or {}
+    parts = head if where.startswith('train') else evaluator
+    parts = parts if isinstance(parts, (list, tuple)) else [parts]
+    ignored = [part.get('ignore_index') for part in parts]
+    return num_classes, next((label for label in ignored if label is not None), 255)
 
 
 def _check_paths(dataset: Mapping[str, Any], where: str) -> None:
@@ -225,12 +326,30 @@ def _check_paths(dataset: Mapping[str, Any], where: str) -> None:
         raise UserError(
             f'data set not found: no {_listing(dataset)} ({where}, ann_file); {_mend(root, where)}'
         )
+    if _listing(dataset).endswith('.txt'):
+        try:
+            with open(_listing(dataset), encoding='utf-8') as file:
+                for _ in file:
+                    pass
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f'{_listing(dataset)} is not text in UTF-8 ({where}, ann_file); save it as such'
+            ) from error
 
 
 def _listing(dataset: Mapping[str, Any]) -> str:
     """Where the names of the images stand: a text file, or the image folder itself."""
     listing = dataset.get('ann_file') or (dataset.get('data_prefix') or {}).get('img_path') or ''
     return os.path.join(dataset.get('data_root') or '', listing)
+
+
+def _suffixes(dataset: Mapping[str, Any]) -> str:
+    """What the files of an image folder end in, which may not be ``img_suffix``."""
+    folder = _listing(dataset)
+    if not os.path.isdir(folder):
+        return ''
+    suffixes = {os.path.splitext(name)[1] for name in os.listdir(folder)} - {''}
+    return f', whose files end in {few(sorted(suffixes))}; see to img_suffix' if suffixes else ''
 
 
 def _mend(root: str, where: str) -> str:

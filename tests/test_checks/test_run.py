@@ -1,0 +1,211 @@
+"""What a user sees: tools/check_data.py, and train.py and test.py that look first."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from PIL import Image
+
+from ssnet_mm.engine import launch, preflight
+
+NOT_TRAINED_ON = """
+val_dataloader['dataset']['ann_file'] = test_dataloader['dataset']['ann_file'] = 'val.txt'
+"""
+
+
+@pytest.fixture
+def config(tiny_config, data):
+    """A config whose train and val differ."""
+    (data.root / 'train.txt').write_text('0\n1\n')
+    (data.root / 'val.txt').write_text('2\n3\n')
+    return lambda changes='': tiny_config(NOT_TRAINED_ON + changes)
+
+
+@pytest.fixture
+def run(tool, capsys, monkeypatch):
+    """Run a tool; its exit code, what it printed, and its errors that are not the progress."""
+
+    def run(name, *args):
+        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py'])
+        code = 0
+        try:
+            tool(name).main([str(arg) for arg in args])
+        except SystemExit as exit:
+            code = exit.code
+        said = capsys.readouterr()
+        lines = [line for line in said.err.splitlines() if 'elapsed' not in line]
+        return code, said.out, lines
+
+    return run
+
+
+def wrong_value(labels):
+    return np.where(labels == 2, 3, labels).astype(np.uint8)
+
+
+def test_sound_data_get_exit_code_0_and_a_sheet(run, config, tmp_path):
+    code, out, _ = run('check_data', config(), '--out', tmp_path / 'a' / 'sheet.png')
+    assert code == 0
+    assert 'train_dataloader.dataset: 2 images, 45x37 (2)' in out
+    # 1665 pixels, of which 37 void, and 400 of either object
+    assert re.search(r'^ground +50.860% +2 ', out, re.M) and re.search(r'^left +24.570%', out, re.M)
+    assert re.search(r'^void +2.222% of all', out, re.M)
+    assert '0 kinds of error, 0 of note' in out and 'test_dataloader' not in out  # is val's
+    sheet = Image.open(tmp_path / 'a' / 'sheet.png')
+    assert sheet.width == 960
+    assert (0, 200, 0) in [colour for _, colour in sheet.getcolors(1 << 20)]  # in the legend
+
+
+def test_spoilt_data_get_exit_code_1_and_all_is_told(run, config, data, tmp_path):
+    data.change(wrong_value, [1, 3])
+    data.mask(2).unlink()
+    code, out, _ = run('check_data', config(), '--out', tmp_path / 'sheet.png')
+    assert code == 1
+    assert re.search(r'^error: train_dataloader.dataset: .*1.png; .*\[value-outside\]$', out, re.M)
+    assert re.search(r'^error: val_dataloader.dataset: .*2.png; .*\[missing-mask\]$', out, re.M)
+    assert re.search(r'^error: val_dataloader.dataset: .*3.png; .*\[value-outside\]$', out, re.M)
+    assert '3 kinds of error' in out
+
+
+def test_images_without_masks_make_no_sheet(run, config, tmp_path):
+    changes = """
+for loader in (train_dataloader, val_dataloader, test_dataloader):
+    del loader['dataset']['pipeline'][1]
+"""
+    code, out, _ = run('check_data', config(changes), '--out', tmp_path / 'sheet.png')
+    assert code == 0 and 'no mask was read' in out and 'sheet.png' not in out
+    assert not (tmp_path / 'sheet.png').exists()
+
+
+def test_wrong_use_gets_exit_code_2_and_one_line(run, config, tmp_path):
+    for args, message in (
+        ([tmp_path / 'none.py'], 'none.py not found'),
+        ([config(), '--out', '/dev/null/sheet.png'], "can't write /dev/null/sheet.png"),
+        ([config(), '--cfg-options', 'train_dataloader.dataset.data_root=none'], 'no folder none'),
+        ([config('train_dataloader = val_dataloader = test_dataloader = None')], 'no data loader'),
+    ):
+        code, _, lines = run('check_data', *args)
+        assert code == 2 and len(lines) == 1, lines
+        assert lines[0].startswith('check_data.py: error: ') and message in lines[0]
+
+
+def test_training_stops_before_anything_is_written(run, config, data, tmp_path):
+    data.change(wrong_value, [1])
+    work = tmp_path / 'work'
+    path = config()
+    code, _, lines = run('train', path, '--work-dir', work)
+    assert code == 2 and len(lines) == 1
+    assert re.search(r'3 classes .*: 3 \(400 pixels\): .*/1.png; .*check_data.py .*tiny', lines[0])
+    assert not work.exists()
+    data.change(lambda labels: labels + np.uint8(4), [3])
+    _, _, lines = run('train', path, '--work-dir', work)
+    assert '(1 more kind of error)' in lines[0]
+
+
+def test_testing_stops_too_unless_told_to_go_on(run, config, data, tmp_path):
+    path = config()
+    assert run('train', path, '--work-dir', tmp_path / 'work')[0] == 0
+    data.change(wrong_value, [3])
+    test = ['test', path, tmp_path / 'work' / 'iter_2.pth', '--work-dir', tmp_path / 'test']
+    code, _, lines = run(*test)
+    assert code == 2 and '3.png' in lines[0] and 'test_dataloader.dataset' in lines[0]
+    assert run(*test, '--tta')[2] == lines
+    assert run(*test, '--skip-data-check')[0] == 0
+
+
+def test_what_may_be_meant_is_a_warning_in_the_log(run, config, data, tmp_path):
+    data.change(lambda labels: np.where(labels == 1, 0, labels).astype(np.uint8))
+    assert run('train', config(), '--work-dir', tmp_path / 'work')[0] == 0
+    (log,) = (tmp_path / 'work').glob('*/*.log')
+    lines = [line for line in log.read_text().splitlines() if 'without a pixel' in line]
+    assert len(lines) == 2 and all('WARNING' in line and 'left (1)' in line for line in lines)
+
+
+def test_data_sets_in_wrappers_are_looked_at(run, config, data, tmp_path):
+    (data.root / 'more.txt').write_text('1\n')
+    (data.root / 'train.txt').write_text('0\n')
+    data.change(wrong_value, [1])
+    changes = """
+more = dict(train_dataloader['dataset'], ann_file='more.txt')
+train_dataloader['dataset'] = dict(type='ConcatDataset', datasets=[
+    train_dataloader['dataset'], dict(type='RepeatDataset', times=3, dataset=more)])
+"""
+    _, _, lines = run('train', config(changes), '--work-dir', tmp_path / 'work')
+    assert 'train_dataloader.dataset.datasets.1.dataset: mask with values' in lines[0]
+
+
+def test_only_the_first_of_several_processes_looks(config, data, monkeypatch):
+    cfg = launch.load_config(config())
+    cfg.work_dir, cfg.launcher = 'work', 'pytorch'
+    data.change(wrong_value, [1])
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setenv('RANK', '1')
+    assert preflight.preflight(cfg, 'train').notes == []
+    monkeypatch.setenv('RANK', '0')
+    with pytest.raises(preflight.UserError, match='1.png'):
+        preflight.preflight(cfg, 'train')
+
+
+def test_a_list_that_is_not_utf8_is_named(run, config, data, tmp_path):
+    path = config()
+    (data.root / 'train.txt').write_text('0\n1\n', encoding='utf-16')
+    _, _, lines = run('train', path, '--work-dir', tmp_path / 'work')
+    assert len(lines) == 1 and 'train.txt is not text in UTF-8' in lines[0]
+
+
+def test_a_broken_first_mask_is_named(run, config, data, tmp_path):
+    data.mask(0).write_bytes(data.mask(0).read_bytes()[:60])
+    _, _, lines = run('train', config(), '--work-dir', tmp_path / 'work')
+    assert len(lines) == 1 and '0.png with ' in lines[0]
+
+
+def test_an_empty_folder_says_what_its_files_end_in(run, config, tmp_path):
+    changes = """
+for loader in (train_dataloader, val_dataloader, test_dataloader):
+    loader['dataset'].update(ann_file='', img_suffix='.jpeg')
+"""
+    _, _, lines = run('train', config(changes), '--work-dir', tmp_path / 'work')
+    assert 'JPEGImages, whose files end in .jpg; see to img_suffix' in lines[0]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'where', 'labels'),
+    [
+        ('', 'train', (3, 255)),
+        ("model['decode_head']['ignore_index'] = 254", 'train', (3, 254)),
+        ("model['decode_head']['ignore_index'] = 254", 'val', (3, 255)),
+        ("val_evaluator['ignore_index'] = 250", 'val', (3, 250)),
+        ("test_evaluator = [dict(type='IoUMetric', ignore_index=250)]", 'test', (3, 250)),
+        ("model['decode_head'] = [dict(), dict(num_classes=3, ignore_index=9)]", 'train', (3, 9)),
+        ("model = dict(type='SegTTAModel', module=model)", 'test', (3, 255)),
+    ],
+)
+def test_labels_are_those_of_the_config(config, data, changes, where, labels):
+    cfg = launch.load_config(config(changes))
+    assert (
+        preflight._labels(cfg, f'{where}_dataloader.dataset', data.split('train').dataset) == labels
+    )
+
+
+def test_one_channel_tells_two_classes_apart(config, data):
+    data.classes = ('object',)
+    cfg = launch.load_config(config("model['decode_head'].update(num_classes=1, out_channels=1)"))
+    assert preflight._labels(cfg, 'train_dataloader.dataset', data.split('train').dataset)[0] == 2
+    cfg.model.decode_head = ConfigDict(num_classes=7)
+    data.classes = ()
+    assert preflight._labels(cfg, 'train_dataloader.dataset', data.split('train').dataset)[0] == 7
+
+
+def test_torch_is_left_as_it_was(config):
+    """The look draws no random numbers: results stay those of a run without it."""
+    cfg = launch.load_config(config())
+    cfg.work_dir, cfg.launcher = 'work', 'none'
+    looked = preflight.preflight(cfg, 'train')
+    after = torch.get_rng_state(), np.random.get_state()[1].copy()
+    skipped = preflight.preflight(cfg, 'train', skip_data_check=True)
+    assert torch.equal(looked.random_state, skipped.random_state)
+    assert torch.equal(after[0], torch.get_rng_state())
+    np.testing.assert_array_equal(after[1], np.random.get_state()[1])
