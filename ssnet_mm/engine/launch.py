@@ -152,6 +152,8 @@ def run(cfg: Config, mode: str, hooks: Sequence[Hook] = ()) -> None:
         _join_cpu_processes(cfg)
     with config_errors(f'config {cfg.filename}'):
         runner = _runner_class(cfg, prepared).from_cfg(cfg)
+    for warning in prepared.warnings:
+        runner.logger.warning(warning)
     if not any(isinstance(hook, PlainCheckpointHook) for hook in runner.hooks):
         runner.register_hook(PlainCheckpointHook())  # no unsafe or partial loading in our tools
     for hook in hooks:

@@ -16,6 +16,7 @@ from mmengine.runner import set_random_seed
 from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
+from ssnet_mm.engine import settings
 from ssnet_mm.engine.checkpoint import (
     find_checkpoint,
     load_state_dict,
@@ -25,6 +26,7 @@ from ssnet_mm.engine.checkpoint import (
     weights_of,
 )
 from ssnet_mm.engine.config import build_segmentor, config_errors, single_datasets
+from ssnet_mm.engine.dry_run import dry_run, whole_dataset
 from ssnet_mm.errors import UserError
 
 _POSITIVE = (
@@ -42,11 +44,13 @@ class Prepared:
         random_state: torch's random numbers after its weights were drawn from the config's seed;
             None if the config has no seed, or another one for each process.
         datasets: Each with its config.
+        warnings: Of settings that are allowed, but hardly meant.
     """
 
     model: nn.Module
     random_state: Tensor | None
     datasets: list[tuple[Any, Any]]
+    warnings: list[str]
 
 
 def preflight(cfg: Config, mode: str) -> Prepared:
@@ -61,28 +65,40 @@ def preflight(cfg: Config, mode: str) -> Prepared:
     """
     check_machine(cfg, mode)
     check_sizes(cfg)
+    settings.check_arguments(cfg, mode)
+    settings.check_sliding(cfg)
     model, random_state = _build_seeded(cfg)
+    settings.check_classes(model)
+    if mode == 'train':
+        settings.check_class_weights(model, cfg)
     num_classes = getattr(getattr(model, 'module', model), 'num_classes', None)
-    datasets = []
+    datasets, whole, warnings = [], {}, []
     loaders = ['train_dataloader', 'val_dataloader'] if mode == 'train' else ['test_dataloader']
     for loader in loaders:
         if cfg.get(loader):
-            datasets += check_data(cfg, loader, num_classes)
+            found = check_data(cfg, loader, num_classes)
+            with config_errors(f'{loader} of {cfg.filename}'):
+                whole[loader] = whole_dataset(cfg[loader]['dataset'], found)
+            datasets.append((cfg[loader]['dataset'], whole[loader]))
         elif loader != 'val_dataloader':
             raise UserError(f'{cfg.filename} has no {loader}, which {mode}ing needs')
     if mode == 'train':
-        for path in pretrained_weights(cfg.model):
-            read_checkpoint(path)
+        num_processes = int(os.environ.get('WORLD_SIZE', 1))
+        warnings += settings.check_loop(cfg, len(whole['train_dataloader']), num_processes)
+        for weights in pretrained_weights(cfg.model):
+            read_checkpoint(weights)
         with config_errors(f'init_cfg in {cfg.filename}'):
             check_initializers(model)
         if hasattr(model, 'load_teacher'):
             model.load_teacher()
     resume = cfg.get('resume', False)
-    checkpoint = find_checkpoint(cfg.get('load_from'), resume, cfg.work_dir)
-    if checkpoint:
-        weights = weights_of(read_to_load(checkpoint, resume), checkpoint)
-        load_state_dict(model, weights, checkpoint)
-    return Prepared(model, random_state, datasets)
+    path = find_checkpoint(cfg.get('load_from'), resume, cfg.work_dir)
+    checkpoint = read_to_load(path, resume) if path else {}
+    if path:
+        load_state_dict(model, weights_of(checkpoint, path), path)
+    resumed = (path, checkpoint) if path and resume else None
+    warnings += dry_run(cfg, mode, model, whole, resumed)
+    return Prepared(model, random_state, datasets, warnings)
 
 
 def _build_seeded(cfg: Config) -> tuple[Any, Tensor | None]:
@@ -101,14 +117,13 @@ def _build_seeded(cfg: Config) -> tuple[Any, Tensor | None]:
 
 
 def check_initializers(model: Any) -> None:
-    """Would the initializers that can tell, ``ForeignPretrained``, find what they need?"""
+    """Do the initializers build, and find what they need where they can tell?"""
     for module in model.modules():
         cfgs = getattr(module, 'init_cfg', None) or []
         for cfg in [cfgs] if isinstance(cfgs, dict) else cfgs:
-            kind = cfg.get('type')
-            kind = WEIGHT_INITIALIZERS.get(kind) if isinstance(kind, str) else kind
-            if hasattr(kind, 'check'):
-                WEIGHT_INITIALIZERS.build(copy.deepcopy(cfg)).check(module, model)
+            built = WEIGHT_INITIALIZERS.build(copy.deepcopy(cfg))
+            if hasattr(built, 'check'):
+                built.check(module, model)
 
 
 def check_machine(cfg: Config, mode: str) -> None:
