@@ -12,7 +12,6 @@ import os
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,10 @@ from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
-from mmengine.registry import FUNCTIONS
+from mmengine.runner import Runner
 from mmseg.registry import DATASETS, PARAM_SCHEDULERS
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ssnet_mm.engine import settings
 from ssnet_mm.engine.config import config_errors
@@ -67,16 +67,16 @@ def dry_run(
             trial = revert_sync_batchnorm(trial)  # it needs the processes that do not exist yet
         trial = trial.to(_device())
         if mode == 'train':
-            num_images = len(datasets['train_dataloader'])
-            epoch_length = max(1, num_images // cfg.train_dataloader.get('batch_size', 1))
+            loader = _build_loader(cfg, 'train_dataloader', datasets['train_dataloader'])
+            epoch_length = max(1, len(loader))
             optimizer, schedulers = _build_schedule(cfg, trial, epoch_length)
             found += settings.check_schedule(cfg, schedulers, epoch_length)
             if resumed and not isinstance(optimizer, OptimWrapperDict):
                 found += settings.check_resumed(*resumed, optimizer, schedulers, cfg)
             with config_errors(f'a training step on train_dataloader of {cfg.filename}'):
                 trial.train()
-                batch = _batch(cfg, 'train_dataloader', datasets['train_dataloader'], 2)
-                trial.train_step(batch, optimizer)
+                # batch norm needs two values a channel, of maps that may be of one pixel
+                trial.train_step(_batch(loader, min(2, loader.batch_size or 2)), optimizer)
         if f'{stage}_dataloader' in datasets and evaluator:
             names = _evaluate(cfg, stage, trial, evaluator, datasets[f'{stage}_dataloader'])
             if mode == 'train':
@@ -140,6 +140,7 @@ def _device() -> str:
 def _build_schedule(cfg: Config, model: nn.Module, epoch_length: int) -> tuple[Any, list[Any]]:
     """The optimizer and its schedulers; none where there are several optimizers."""
     with config_errors(f'optim_wrapper of {cfg.filename}'):
+        settings.check_optimizer(cfg)
         optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
     if isinstance(optimizer, OptimWrapperDict):
         return optimizer, []
@@ -148,24 +149,23 @@ def _build_schedule(cfg: Config, model: nn.Module, epoch_length: int) -> tuple[A
     for i, scheduler in enumerate([given] if isinstance(given, Mapping) else given):
         with config_errors(f'param_scheduler.{i} of {cfg.filename}'):
             end = settings.training_length(cfg)
-            if settings.by_epoch(cfg) and not scheduler.get('by_epoch', True):
-                end *= epoch_length
+            if scheduler.get('by_epoch', True) != settings.by_epoch(cfg):
+                end = end * epoch_length if settings.by_epoch(cfg) else 1
             scheduler = {'end': end, **copy.deepcopy(scheduler)}  # as the Runner does
             default = dict(optimizer=optimizer, epoch_length=epoch_length)
             schedulers.append(PARAM_SCHEDULERS.build(scheduler, default_args=default))
     return optimizer, schedulers
 
 
-def _batch(cfg: Config, loader: str, dataset: Any, size: int) -> Any:
-    """The first samples of a data set as its data loader would put them together.
+def _build_loader(cfg: Config, name: str, dataset: Any) -> DataLoader:
+    with config_errors(f'{name} of {cfg.filename}'):
+        return Runner.build_dataloader({**cfg[name], 'dataset': dataset}, seed=0)
 
-    Two for training: batch norm needs more than one value a channel, if maps are of one pixel.
-    """
-    size = min(size, cfg[loader].get('batch_size', 1))
-    collate = dict(cfg[loader].get('collate_fn') or dict(type='pseudo_collate'))
-    kind = collate.pop('type')
-    function = FUNCTIONS.get(kind) if isinstance(kind, str) else kind
-    return partial(function, **collate)([dataset[i % len(dataset)] for i in range(size)])
+
+def _batch(loader: DataLoader, size: int) -> Any:
+    """The first samples of a data loader, put together as it does."""
+    dataset: Any = loader.dataset
+    return loader.collate_fn([dataset[i % len(dataset)] for i in range(size)])
 
 
 def _build_evaluator(cfg: Config, stage: str) -> Evaluator | None:
@@ -183,9 +183,10 @@ def _evaluate(cfg: Config, stage: str, model: Any, evaluator: Evaluator, dataset
     """Validate or test one image; the names of what the metrics give."""
     loader = f'{stage}_dataloader'
     where = f'{loader} of {cfg.filename}'
+    built = _build_loader(cfg, loader, dataset)
     with config_errors(f'predicting the first image of {where}'), torch.no_grad():
         model.eval()
-        batch = _batch(cfg, loader, dataset, 1)
+        batch = _batch(built, 1)
         step = model.val_step if stage == 'val' else model.test_step
         samples = step(batch)
     _check_label_size(samples, where)

@@ -65,6 +65,7 @@ def preflight(cfg: Config, mode: str) -> Prepared:
     """
     check_machine(cfg, mode)
     check_sizes(cfg)
+    settings.check_complete(cfg)
     settings.check_arguments(cfg, mode)
     settings.check_sliding(cfg)
     model, random_state = _build_seeded(cfg)

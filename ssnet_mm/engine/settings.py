@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import ReduceOnPlateauParamScheduler
 from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop
-from mmseg.registry import HOOKS, LOOPS, VISUALIZERS
+from mmseg.registry import HOOKS, LOOPS, OPTIMIZERS, VISUALIZERS
 from torch import nn
 
 from ssnet_mm.engine.checkpoint import read_checkpoint, weights_of
@@ -83,6 +84,22 @@ def training_length(cfg: Config) -> int:
     return cfg.train_cfg.get('max_epochs' if by_epoch(cfg) else 'max_iters') or _ENDLESS
 
 
+def check_complete(cfg: Config) -> None:
+    """Are the settings that need one another all there, or all left out?"""
+    for names in (
+        ('train_dataloader', 'train_cfg', 'optim_wrapper'),
+        ('val_dataloader', 'val_cfg', 'val_evaluator'),
+        ('test_dataloader', 'test_cfg', 'test_evaluator'),
+    ):
+        missing = [name for name in names if cfg.get(name) is None]
+        if 0 < len(missing) < len(names):
+            there = [name for name in names if name not in missing]
+            raise UserError(
+                f'{cfg.filename} sets {" and ".join(there)}, but not {" and ".join(missing)}; they '
+                'go together: set all of them, or all to None'
+            )
+
+
 def check_arguments(cfg: Config, mode: str) -> None:
     """Do hooks, loops and the visualizer, which only a Runner can build, know their arguments?"""
     hooks = cfg.get('default_hooks') or {}
@@ -137,8 +154,24 @@ def check_class_weights(model: nn.Module, cfg: Config) -> None:
                     f'{where}.loss_decode: class_weight has {count} numbers, the model '
                     f'{head.num_classes} classes; give one a class, or class_weight=None'
                 )
+            _check_weighted_void(loss, head, where)
         if losses:
             _check_inherited_weights(cfg, losses)
+
+
+def _check_weighted_void(loss: Any, head: Any, where: str) -> None:
+    """Does this mmseg's mean of a weighted cross-entropy take void pixels?"""
+    if type(loss).__name__ != 'CrossEntropyLoss':
+        return
+    scores = torch.zeros(1, head.out_channels, 2, 2)
+    labels = torch.tensor([[[0, 0], [0, head.ignore_index]]])
+    try:
+        loss(scores, labels, ignore_index=head.ignore_index)
+    except IndexError as error:
+        raise UserError(
+            f'{where}.loss_decode: with class_weight, the mean of mmseg fails on void pixels; set '
+            f"{where}.loss_decode.reduction='none', of which the model takes the mean"
+        ) from error
 
 
 def _heads(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -216,6 +249,32 @@ def check_sliding(cfg: Any) -> None:
         )
 
 
+def check_optimizer(cfg: Config) -> None:
+    """Has the optimizer the weight decay that is scaled layer by layer?"""
+    optimizer = cfg.optim_wrapper.get('optimizer') or {}
+    paramwise = cfg.optim_wrapper.get('paramwise_cfg') or {}
+    scaled = [
+        key
+        for key in ('bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult', 'flat_decay_mult')
+        if paramwise.get(key) is not None
+    ]
+    kind = optimizer.get('type')
+    kind = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+    if scaled and isinstance(kind, type) and optimizer.get('weight_decay') is None:
+        takes = 'weight_decay' in arguments(kind)
+        mend = 'optim_wrapper.optimizer.weight_decay=0.0, or ' if takes else ''
+        raise UserError(
+            f'optim_wrapper: paramwise_cfg scales the weight decay ({few(scaled)}), but the '
+            f'optimizer, {kind.__name__}, has no weight_decay; set {mend}'
+            'optim_wrapper.paramwise_cfg=None'
+        )
+    if kind is None and optimizer:
+        raise UserError(
+            f'optim_wrapper.optimizer: {optimizer.get("type")} is not in the optimizer registry; '
+            'check the spelling, and custom_imports if it is your own'
+        )
+
+
 def check_schedule(cfg: Config, schedulers: Sequence[Any], epoch_length: int) -> list[str]:
     """Do the schedules end with the training, and keep to the rates that are set?"""
     epochs, length = by_epoch(cfg), training_length(cfg)
@@ -260,12 +319,9 @@ def check_schedule(cfg: Config, schedulers: Sequence[Any], epoch_length: int) ->
 
 def _end(scheduler: Any) -> int:
     """Where a schedule has done all it does."""
-    if scheduler.end < _ENDLESS:
-        return int(scheduler.end)
-    milestones = getattr(scheduler, 'milestones', None)
-    if milestones:
-        return int(max(milestones))
-    return int(getattr(scheduler, 'step_size', scheduler.end))
+    length = getattr(scheduler, 'step_size', getattr(scheduler, 'total_steps', 0))
+    steps = max(getattr(scheduler, 'milestones', None) or [length])
+    return int(scheduler.begin + steps if steps else scheduler.end)
 
 
 def _is_warmup(scheduler: Any) -> bool:
@@ -273,8 +329,8 @@ def _is_warmup(scheduler: Any) -> bool:
 
 
 def _mend(cfg: Config, i: int, total: int) -> str:
-    knob = ', or max_iters where the config computes both from it' if 'max_iters' in cfg else ''
-    return f'set param_scheduler.{i}.end={total}{knob}'
+    knob = ', or set max_iters where the config computes both from it' if 'max_iters' in cfg else ''
+    return f'have param_scheduler.{i} end at {total}{knob}'
 
 
 def _check_least_rate(scheduler: Any, where: str, i: int) -> None:
