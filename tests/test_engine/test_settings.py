@@ -140,7 +140,7 @@ def test_what_would_fail_later_or_do_nothing_fails_before_anything_is_written(
         'param_scheduler = []',
         "param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='mIoU')]",
         "param_scheduler = []\ndefault_hooks['checkpoint']['save_best'] = 'auto'",
-        "param_scheduler = []\ndefault_hooks['checkpoint'].update(interval=9, save_best='mFscore')\n"
+        "param_scheduler = []\ndefault_hooks['checkpoint'].update(save_best='mFscore')\n"
         "val_evaluator = dict(type='IoUMetric', iou_metrics=['mFscore'])",
         "param_scheduler = []\nmodel['test_cfg'] = dict(mode='slide', crop_size=(99, 99), "
         'stride=(50, 50))',
