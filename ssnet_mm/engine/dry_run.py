@@ -31,6 +31,10 @@ from ssnet_mm.engine import settings
 from ssnet_mm.engine.config import config_errors
 from ssnet_mm.errors import UserError
 
+OUT_OF_MEMORY = (
+    'out of GPU memory; lower the batch_size of the data loader or crop_size, or use --amp'
+)
+
 
 def dry_run(
     cfg: Config,
@@ -65,7 +69,7 @@ def dry_run(
             settings.check_pretrained(trial)
         if get_device() != 'cpu' or cfg.get('launcher', 'none') != 'none':
             trial = revert_sync_batchnorm(trial)  # it needs the processes that do not exist yet
-        trial = trial.to(_device())
+        trial = trial.to(get_device())
         if mode == 'train':
             loader = _build_loader(cfg, 'train_dataloader', datasets['train_dataloader'])
             epoch_length = max(1, len(loader))
@@ -107,18 +111,19 @@ def whole_dataset(dataset: Any, built: Sequence[tuple[Any, Any]]) -> Any:
 def _undisturbed() -> Iterator[None]:
     """Leave random numbers as they were, and print and log nothing."""
     python, numpy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    gpus = [int(os.environ.get('LOCAL_RANK', 0))] if get_device() == 'cuda' else []
     logger = 'dry run'
     MMLogger.get_instance(logger, log_level='CRITICAL')
     try:
-        with torch.random.fork_rng(devices), warnings.catch_warnings():
+        with torch.random.fork_rng(gpus), warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            yield
+            with torch.cuda.device(gpus[0]) if gpus else contextlib.nullcontext():
+                yield
     finally:
         MMLogger._instance_dict.pop(logger, None)  # or it would go on as the current one
         random.setstate(python)
         np.random.set_state(numpy)
-        if torch.cuda.is_initialized():
+        if gpus:
             torch.cuda.empty_cache()
 
 
@@ -128,13 +133,10 @@ def _out_of_memory() -> Iterator[None]:
         yield
     except UserError as error:
         if isinstance(error.__cause__, torch.cuda.OutOfMemoryError):
-            raise error.__cause__ from error
+            raise UserError(OUT_OF_MEMORY) from error
         raise
-
-
-def _device() -> str:
-    device = get_device()
-    return f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if device == 'cuda' else device
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(OUT_OF_MEMORY) from error
 
 
 def _build_schedule(cfg: Config, model: nn.Module, epoch_length: int) -> tuple[Any, list[Any]]:

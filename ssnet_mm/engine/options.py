@@ -81,6 +81,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> Config:
         UserError: An option would change nothing; names the setting that does what was meant, where
             there is one that looks like it.
     """
+    _check_spelling(str(cfg.filename))
     variables = {key: value for key, value in options.items() if _is_variable(cfg, key)}
     for key in options:
         if key not in variables:
@@ -99,6 +100,19 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> Config:
         _check_effect(before, cfg, key, value)
     cfg.merge_from_dict({key: value for key, value in options.items() if key not in variables})
     return cfg
+
+
+def _check_spelling(path: str) -> None:
+    """Does a config file assign what is one letter off a setting, and not the setting itself?"""
+    for file in [path, *config_files(path)] if path.endswith('.py') else []:
+        with open(file, encoding='utf-8') as opened:
+            names = {name for _, name in _read_config(opened.read())[1]}
+        for name in sorted(names - READ):
+            meant = difflib.get_close_matches(name, READ - names, n=1, cutoff=0.92)
+            if meant:
+                raise UserError(
+                    f'config {file} sets {name}, which nothing reads; the setting is {meant[0]}'
+                )
 
 
 def _is_variable(cfg: Config, key: str) -> bool:
@@ -310,13 +324,14 @@ def _read_config(text: str) -> tuple[list[str], list[tuple[int, str]]]:
 
 
 def config_files(path: str) -> Iterator[str]:
-    """The paths of all config files that one inherits from, its own not among them."""
-    if not path.endswith('.py'):
+    """The paths of all Python files that a config inherits from, its own not among them."""
+    if not path.endswith('.py') or Config._is_lazy_import(path):
         return
     with open(path, encoding='utf-8') as file:
         bases, _ = _read_config(file.read())
     for base in bases:
         if '::' not in base:
             base = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), base))
-            yield base
-            yield from config_files(base)
+            if base.endswith('.py'):
+                yield base
+                yield from config_files(base)

@@ -65,7 +65,7 @@ def preflight(cfg: Config, mode: str) -> Prepared:
     """
     check_machine(cfg, mode)
     check_sizes(cfg)
-    settings.check_complete(cfg)
+    settings.check_complete(cfg, mode)
     settings.check_arguments(cfg, mode)
     settings.check_sliding(cfg)
     model, random_state = _build_seeded(cfg)
@@ -81,8 +81,6 @@ def preflight(cfg: Config, mode: str) -> Prepared:
             with config_errors(f'{loader} of {cfg.filename}'):
                 whole[loader] = whole_dataset(cfg[loader]['dataset'], found)
             datasets.append((cfg[loader]['dataset'], whole[loader]))
-        elif loader != 'val_dataloader':
-            raise UserError(f'{cfg.filename} has no {loader}, which {mode}ing needs')
     if mode == 'train':
         num_processes = int(os.environ.get('WORLD_SIZE', 1))
         warnings += settings.check_loop(cfg, len(whole['train_dataloader']), num_processes)

@@ -15,11 +15,11 @@ from mmengine.hooks import CheckpointHook
 from mmengine.optim import ReduceOnPlateauParamScheduler
 from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop
-from mmseg.registry import HOOKS, LOOPS, OPTIMIZERS, VISUALIZERS
+from mmseg.registry import DATASETS, HOOKS, LOOPS, OPTIMIZERS, VISUALIZERS
 from torch import nn
 
 from ssnet_mm.engine.checkpoint import read_checkpoint, weights_of
-from ssnet_mm.engine.config import config_meta, describe, single_datasets
+from ssnet_mm.engine.config import describe, single_datasets
 from ssnet_mm.engine.options import arguments, config_files, plain
 from ssnet_mm.errors import UserError, few, listed
 
@@ -84,8 +84,10 @@ def training_length(cfg: Config) -> int:
     return cfg.train_cfg.get('max_epochs' if by_epoch(cfg) else 'max_iters') or _ENDLESS
 
 
-def check_complete(cfg: Config) -> None:
+def check_complete(cfg: Config, mode: str) -> None:
     """Are the settings that need one another all there, or all left out?"""
+    if not cfg.get(f'{mode}_dataloader'):
+        raise UserError(f'{cfg.filename} has no {mode}_dataloader, which {mode}ing needs')
     for names in (
         ('train_dataloader', 'train_cfg', 'optim_wrapper'),
         ('val_dataloader', 'val_cfg', 'val_evaluator'),
@@ -182,11 +184,11 @@ def _heads(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _check_inherited_weights(cfg: Config, losses: Sequence[Any]) -> None:
     """Were class weights made for the classes of another data set, in a base config?"""
-    classes = config_meta(cfg).get('classes')
+    classes = _classes(cfg)
     weights = [list(loss.class_weight) for loss in losses]
     for path in config_files(str(cfg.filename)):
         base = Config.fromfile(path, import_custom_modules=False)
-        theirs = config_meta(base).get('classes')
+        theirs = _classes(base)
         inherited = any(weight in weights for weight in _values(base.get('model'), 'class_weight'))
         if inherited and theirs and classes and list(theirs) != list(classes):
             raise UserError(
@@ -194,6 +196,15 @@ def _check_inherited_weights(cfg: Config, losses: Sequence[Any]) -> None:
                 f'classes {few(theirs)}, not for {few(classes)}; set one number a class in '
                 'model.decode_head.loss_decode.class_weight, or None'
             )
+
+
+def _classes(cfg: Config) -> Sequence[str]:
+    """The classes of a config's training data; none if it is but a part of a config."""
+    for _, dataset in single_datasets((cfg.get('train_dataloader') or {}).get('dataset') or {}, ''):
+        known = DATASETS.get(dataset['type']) if 'type' in dataset else None
+        meta = {**getattr(known, 'METAINFO', {}), **dataset.get('metainfo', {})}
+        return meta.get('classes') or ()
+    return ()
 
 
 def _values(part: Any, key: str) -> Iterator[Any]:
@@ -310,9 +321,11 @@ def check_schedule(cfg: Config, schedulers: Sequence[Any], epoch_length: int) ->
         final = max(decays, key=lambda scheduler: scheduler.end)
         total = last[final.by_epoch]
         if final.end < total:
+            to_zero = not getattr(final, 'end_factor', getattr(final, 'eta_min', None))
+            rate = 'a rate of 0, which learns nothing' if to_zero else 'the rate where it ended'
             warnings.append(
                 f'param_scheduler ends at {final.end}, the training at {total}: the rest is '
-                f'trained at the rate where it ended; {_mend(cfg, schedulers.index(final), total)}'
+                f'trained at {rate}; {_mend(cfg, schedulers.index(final), total)}'
             )
     return warnings
 

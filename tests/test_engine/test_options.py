@@ -116,3 +116,16 @@ def test_settings_that_are_read_may_be_added():
     cfg = load_config(VOC, options)
     assert cfg.default_hooks.early.type == 'EarlyStoppingHook'
     assert cfg.model.test_cfg == dict(mode='slide', stride=(8, 8))
+
+
+def test_a_misspelled_setting_in_a_config_file_is_refused(tmp_path):
+    child = tmp_path / 'child.py'
+    for name in ('optim_wraper', 'train_dataloder', 'param_schedulers', 'custom_hook'):
+        child.write_text(f"_base_ = '{VOC}'\n{name} = dict()\n")
+        with pytest.raises(UserError, match=f'child.py sets {name}, which nothing reads; the sett'):
+            load_config(str(child))
+    # a variable beside the setting that is made from it is none
+    child.write_text(
+        f"_base_ = '{VOC}'\nparam_schedulers = []\nparam_scheduler = param_schedulers\n"
+    )
+    assert load_config(str(child)).param_scheduler == []

@@ -176,7 +176,8 @@ def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
     ('lines', 'warning'),
     [
         ('', r'param_scheduler.0 \(PolyLR\) ends at iteration 4, the training at 2'),
-        (SCHEDULE.format('PolyLR', 'end=1'), 'ends at 1, the training at 2: the rest is trained'),
+        (SCHEDULE.format('PolyLR', 'end=1'), 'ends at 1, the training at 2: .* a rate of 0, which'),
+        (SCHEDULE.format('PolyLR', 'end=1, eta_min=1e-3'), 'is trained at the rate where it ended'),
         (SCHEDULE.format('MultiStepLR', 'milestones=[1, 60]'), 'ends at iteration 60, the train'),
         (SCHEDULE.format('StepLR', 'step_size=60'), 'ends at iteration 60'),
         (SCHEDULE.format('LinearLR', 'end_factor=0.1, end=60'), 'ends at iteration 60'),
