@@ -163,7 +163,7 @@ def check_class_weights(model: nn.Module, cfg: Config) -> None:
 
 def _check_weighted_void(loss: Any, head: Any, where: str) -> None:
     """Does this mmseg's mean of a weighted cross-entropy take void pixels?"""
-    if type(loss).__name__ != 'CrossEntropyLoss':
+    if type(loss).__name__ != 'CrossEntropyLoss' or loss.use_sigmoid or loss.use_mask:
         return
     scores = torch.zeros(1, head.out_channels, 2, 2)
     labels = torch.tensor([[[0, 0], [0, head.ignore_index]]])
