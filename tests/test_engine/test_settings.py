@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from PIL import Image
 
 from ssnet_mm.engine import launch, preflight
+from ssnet_mm.engine.dry_run import dry_run
 from ssnet_mm.errors import UserError
 
 TWO = """
@@ -250,21 +251,22 @@ def test_a_seeded_training_is_bit_for_bit_what_it_is_without_the_trial(
 
 
 def test_the_trial_leaves_model_and_random_numbers_alone(tiny_config):
-    cfg = load(tiny_config())
-    built = preflight._build_seeded(cfg)[0].state_dict()
-    cfg.randomness = {}
-    random.seed(1)
-    np.random.seed(1)
-    torch.manual_seed(1)
-    states = random.getstate(), np.random.get_state()[1].tolist()
-    cfg.randomness = dict(seed=0)
+    lines = "train_pipeline.insert(3, dict(type='PhotoMetricDistortion'))\n"
+    cfg = load(tiny_config(lines))
     prepared = preflight.preflight(cfg, 'train')
+    before = {key: value.clone() for key, value in prepared.model.state_dict().items()}
+    (_, train_set), (_, val_set) = prepared.datasets
+    datasets = dict(train_dataloader=train_set, val_dataloader=val_set)
+
+    def numbers():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    drawn = numbers()
+    dry_run(cfg, 'train', prepared.model, datasets, None)
+    assert numbers() == drawn
     after = prepared.model.state_dict()
-    assert all(torch.equal(built[key], after[key]) for key in built)
+    assert all(torch.equal(before[key], after[key]) for key in before)
     assert all(p.grad is None for p in prepared.model.parameters())
-    assert states != (random.getstate(), None)  # seeded by the config, as a Runner does
-    again = preflight.preflight(load(tiny_config()), 'train')
-    assert torch.equal(again.random_state, prepared.random_state)
 
 
 def test_layers_with_lr_mult_0_do_not_learn(tiny_config, tmp_path):
