@@ -7,6 +7,8 @@ _base_ = [
 ]
 
 max_iters = 200
+warmup = min(max(2, max_iters // 10), max_iters)  # LinearLR arrives at its second step
+begin = min(warmup, max_iters - 1)
 
 conv_cfg = dict(type='SeparableConv2d')
 model = dict(
@@ -18,8 +20,8 @@ model = dict(
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, begin=0, end=20, by_epoch=False),
-    dict(type='PolyLR', eta_min=1e-6, power=0.9, begin=20, end=max_iters, by_epoch=False),
+    dict(type='LinearLR', start_factor=0.1, begin=0, end=warmup, by_epoch=False),
+    dict(type='PolyLR', eta_min=0.0, power=0.9, begin=begin, end=max_iters, by_epoch=False),
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=max_iters))

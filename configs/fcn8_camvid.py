@@ -5,6 +5,7 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
+num_classes = 11
 # The square root of SegNet's median frequency balancing (https://arxiv.org/abs/1511.00561): the
 # median of the classes' frequencies in training images that show them, over each one's own; then
 # scaled so that a training pixel weighs 1 on average. Poles, signs, people and bicycles are 3% of
@@ -18,5 +19,6 @@ model = dict(
     data_preprocessor=dict(size={{_base_.crop_size}}),
     # A schedule this short needs running statistics that follow the weights: docs/measurements.md.
     backbone=dict(norm_cfg=dict(momentum=0.1)),
-    decode_head=dict(num_classes=11, loss_decode=loss_decode),
+    decode_head=dict(num_classes=num_classes, loss_decode=loss_decode),
 )
+default_hooks = dict(checkpoint=dict(interval={{_base_.val_interval}}))

@@ -4,6 +4,9 @@ _base_ = './fcn8_camvid.py'
 scale = (240, 180)  # width, height
 crop_size = (180, 240)  # height, width
 max_iters = 800
+warmup = min(max(2, max_iters // 16), max_iters)  # LinearLR arrives at its second step
+begin = min(warmup, max_iters - 1)
+val_interval = max(1, max_iters // 4)
 
 model = dict(data_preprocessor=dict(size=crop_size))
 train_pipeline = [
@@ -27,11 +30,11 @@ test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, begin=0, end=50, by_epoch=False),
-    dict(type='PolyLR', eta_min=1e-6, power=0.9, begin=50, end=max_iters, by_epoch=False),
+    dict(type='LinearLR', start_factor=0.1, begin=0, end=warmup, by_epoch=False),
+    dict(type='PolyLR', eta_min=0.0, power=0.9, begin=begin, end=max_iters, by_epoch=False),
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=200)
+train_cfg = dict(max_iters=max_iters, val_interval=val_interval)
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=200),
+    checkpoint=dict(interval=val_interval),
 )

@@ -6,3 +6,4 @@ _base_ = [
 ]
 
 model = dict(data_preprocessor=dict(size={{_base_.crop_size}}))
+default_hooks = dict(checkpoint=dict(interval={{_base_.val_interval}}))

@@ -35,7 +35,9 @@ optim_wrapper = dict(
     ),
 )
 param_scheduler = []
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=100000, val_interval=4000)
+max_iters = 100000
+val_interval = max(1, max_iters // 25)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=val_interval)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-default_hooks = dict(checkpoint=dict(interval=4000))
+default_hooks = dict(checkpoint=dict(interval=val_interval))

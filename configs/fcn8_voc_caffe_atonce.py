@@ -4,4 +4,7 @@ _base_ = './fcn8_voc_caffe.py'
 
 model = dict(decode_head=dict(level_scales=[1e-4, 1e-2, 1.0]))
 optim_wrapper = dict(optimizer=dict(lr=1e-10))
-train_cfg = dict(max_iters=300000)
+max_iters = 300000
+val_interval = max(1, max_iters // 75)
+train_cfg = dict(max_iters=max_iters, val_interval=val_interval)
+default_hooks = dict(checkpoint=dict(interval=val_interval))

@@ -13,21 +13,26 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
+from ssnet_mm.engine.options import apply_options
 from ssnet_mm.errors import UserError
 
 
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
-    """Read a config file and merge ``--cfg-options`` into it.
+    """Read a config file and set ``--cfg-options`` in it.
+
+    Variables of config files may be set too: ``max_iters=200`` makes the schedule, the validation
+    and the checkpoints of our configs follow. See :mod:`ssnet_mm.engine.options`.
 
     Raises:
-        UserError: The file is missing or fails, or an option contradicts its structure.
+        UserError: The file is missing or fails, or an option contradicts its structure or would
+            have no effect.
     """
     if not os.path.isfile(path):
         raise UserError(f'config {path} not found; check the path')
     with config_errors(f'config {path}'):
         cfg = Config.fromfile(path)
     with config_errors(f'--cfg-options on {path}'):
-        cfg.merge_from_dict(dict(options or {}))
+        cfg = apply_options(cfg, options or {})
     if 'model' not in cfg:
         raise UserError(f'config {path} has no model; is it one of the parts in _base_?')
     return cfg

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
+from ssnet_mm.engine.dry_run import OUT_OF_MEMORY
 from ssnet_mm.engine.hooks import PlainCheckpointHook
 from ssnet_mm.engine.preflight import Prepared, preflight
 from ssnet_mm.errors import UserError
@@ -171,9 +172,7 @@ def run(
     try:
         runner.train() if mode == 'train' else runner.test()
     except torch.cuda.OutOfMemoryError as error:
-        raise UserError(
-            'out of GPU memory; lower the batch_size of the data loader or crop_size, or use --amp'
-        ) from error
+        raise UserError(OUT_OF_MEMORY) from error
     except (KeyError, TypeError) as error:  # loops, metrics and optimizers are built only here
         if re.search(r'is not in the \S+ registry|__init__\(\) (got|missing)', str(error)):
             raise UserError(f'config {cfg.filename}: {describe(error)}') from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
 from ssnet_mm.checks import Report, Split, check_lists, check_splits, contact_sheet
+from ssnet_mm.engine import settings
 from ssnet_mm.engine.checkpoint import (
     find_checkpoint,
     load_state_dict,
@@ -26,6 +27,7 @@ from ssnet_mm.engine.checkpoint import (
     weights_of,
 )
 from ssnet_mm.engine.config import build_segmentor, config_errors, single_datasets
+from ssnet_mm.engine.dry_run import build_evaluator, dry_run, whole_dataset
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.files import write_result
 
@@ -50,13 +52,13 @@ class Prepared:
         random_state: torch's random numbers after its weights were drawn from the config's seed;
             None if the config has no seed, or another one for each process.
         datasets: Each with its config.
-        notes: What was found in the data that need not be wrong, a line each.
+        notes: Of data and settings that need not be wrong, but may be, a line each.
     """
 
     model: nn.Module
     random_state: Tensor | None
     datasets: list[tuple[Any, Any]]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepared:
@@ -72,40 +74,59 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     """
     check_machine(cfg, mode)
     check_sizes(cfg)
+    settings.check_complete(cfg, mode)
+    settings.check_arguments(cfg, mode)
+    settings.check_sliding(cfg)
     model, random_state = _build_seeded(cfg)
+    settings.check_classes(model)
+    if mode == 'train':
+        settings.check_class_weights(model, cfg)
     num_classes = getattr(getattr(model, 'module', model), 'num_classes', None)
     datasets: list[Located] = []
+    whole, notes = {}, []
     loaders = ['train_dataloader', 'val_dataloader'] if mode == 'train' else ['test_dataloader']
     for loader in loaders:
         if cfg.get(loader):
-            datasets += check_data(cfg, loader, num_classes)
-        elif loader != 'val_dataloader':
-            raise UserError(f'{cfg.filename} has no {loader}, which {mode}ing needs')
+            found = check_data(cfg, loader, num_classes)
+            datasets += found
+            with config_errors(f'{loader} of {cfg.filename}'):
+                parts = [(dataset, built) for _, dataset, built in found]
+                whole[loader] = whole_dataset(cfg[loader]['dataset'], parts)
     if mode == 'train':
-        for path in pretrained_weights(cfg.model):
-            read_checkpoint(path)
+        num_processes = int(os.environ.get('WORLD_SIZE', 1))
+        notes += settings.check_loop(cfg, len(whole['train_dataloader']), num_processes)
+        for weights in pretrained_weights(cfg.model):
+            read_checkpoint(weights)
         with config_errors(f'init_cfg in {cfg.filename}'):
             check_initializers(model)
         if hasattr(model, 'load_teacher'):
             model.load_teacher()
     resume = cfg.get('resume', False)
-    checkpoint = find_checkpoint(cfg.get('load_from'), resume, cfg.work_dir)
-    if checkpoint:
-        weights = weights_of(read_to_load(checkpoint, resume), checkpoint)
-        load_state_dict(model, weights, checkpoint)
-    notes = []
+    path = find_checkpoint(cfg.get('load_from'), resume, cfg.work_dir)
+    checkpoint = read_to_load(path, resume) if path else {}
+    if path:
+        load_state_dict(model, weights_of(checkpoint, path), path)
+    evaluator = build_evaluator(cfg, mode)
+    settings.check_ignore_index(model, cfg, list(whole), evaluator.metrics if evaluator else [])
     if not skip_data_check and _is_first_process(cfg):
-        report = look_at_data(cfg, datasets, whole_config=False)
-        if report.errors:
-            more = len(report.errors) - 1
-            others = f' ({more} more {"kind" if more == 1 else "kinds"} of error)' if more else ''
-            raise UserError(
-                f'{report.errors[0]}{others}; tools/check_data.py {cfg.filename} shows all'
-            )
-        notes = [str(finding) for finding in report.notes]
-        notes += [f'{where} is not on this disk, and was not checked' for where in report.elsewhere]
-    pairs = [(dataset, built) for _, dataset, built in datasets]
-    return Prepared(model, random_state, pairs, notes)
+        notes += _look_at_data(cfg, datasets)
+    resumed = (path, checkpoint) if path and resume else None
+    notes += dry_run(cfg, mode, model, whole, evaluator, resumed)
+    reused = [(cfg[loader]['dataset'], dataset) for loader, dataset in whole.items()]
+    return Prepared(model, random_state, reused, notes)
+
+
+def _look_at_data(cfg: Config, datasets: Sequence[Located]) -> list[str]:
+    """Notes on the images and masks; UserError for what would spoil training or scores."""
+    report = look_at_data(cfg, datasets, whole_config=False)
+    if report.errors:
+        more = len(report.errors) - 1
+        others = f' ({more} more {"kind" if more == 1 else "kinds"} of error)' if more else ''
+        raise UserError(f'{report.errors[0]}{others}; tools/check_data.py {cfg.filename} shows all')
+    notes = [str(finding) for finding in report.notes]
+    return notes + [
+        f'{where} is not on this disk, and was not checked' for where in report.elsewhere
+    ]
 
 
 def _is_first_process(cfg: Config) -> bool:
@@ -130,14 +151,13 @@ def _build_seeded(cfg: Config) -> tuple[Any, Tensor | None]:
 
 
 def check_initializers(model: Any) -> None:
-    """Would the initializers that can tell, ``ForeignPretrained``, find what they need?"""
+    """Do the initializers build, and find what they need where they can tell?"""
     for module in model.modules():
         cfgs = getattr(module, 'init_cfg', None) or []
         for cfg in [cfgs] if isinstance(cfgs, dict) else cfgs:
-            kind = cfg.get('type')
-            kind = WEIGHT_INITIALIZERS.get(kind) if isinstance(kind, str) else kind
-            if hasattr(kind, 'check'):
-                WEIGHT_INITIALIZERS.build(copy.deepcopy(cfg)).check(module, model)
+            built = WEIGHT_INITIALIZERS.build(copy.deepcopy(cfg))
+            if hasattr(built, 'check'):
+                built.check(module, model)
 
 
 def check_machine(cfg: Config, mode: str) -> None:

@@ -40,10 +40,10 @@ def test_a_config_that_can_not_be_read_is_named(tmp_path):
 
 
 def test_options_override_the_config(tiny_config):
-    cfg = launch.load_config(tiny_config(), {'train_cfg.max_iters': 7, 'new.key': 'x'})
-    assert cfg.train_cfg.max_iters == 7 and cfg.new.key == 'x'
+    cfg = launch.load_config(tiny_config(), {'train_cfg.max_iters': 7, 'randomness.seed': 3})
+    assert cfg.train_cfg.max_iters == 7 and cfg.randomness.seed == 3
     with pytest.raises(UserError, match='--cfg-options on .*: '):
-        launch.load_config(tiny_config(), {'custom_hooks.5.type': 'x'})
+        launch.load_config(tiny_config(), {'train_cfg.max_iters.x': 1})
 
 
 def test_a_malformed_option_is_a_usage_error(capsys):
@@ -134,7 +134,7 @@ def test_a_sound_config_passes(tiny_config):
         ({'train_dataloader': None}, 'has no train_dataloader, which training needs'),
         ({'model.decode_head.num_classes': 2}, 'has 3 classes, the model 2; set'),
         ({'model.backbone.type': 'VGG17'}, 'the model of .*: KeyError: VGG17 is not in the'),
-        ({'model.backbone.no_such': 1}, 'the model of .*: TypeError: .*no_such'),
+        ({'model.backbone.no_such': 1}, 'nothing reads model.backbone.no_such'),
         ({'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='none.pth')},
          'checkpoint none.pth not found'),
         ({'load_from': 'none.pth'}, 'checkpoint none.pth not found'),
@@ -195,9 +195,9 @@ def test_more_processes_than_gpus(tiny_config, monkeypatch):
         preflight.check_machine(cfg, 'train')
 
 
-def test_a_mistake_that_only_running_shows_is_one_line(tiny_config, tmp_path):
+def test_a_mistake_that_only_running_showed_is_one_line(tiny_config, tmp_path):
     cfg = load(tiny_config(), **{'work_dir': str(tmp_path / 'w'), 'val_evaluator.type': 'NoSuch'})
-    with pytest.raises(UserError, match='config .*: KeyError: NoSuch is not in the'):
+    with pytest.raises(UserError, match='val_evaluator of .*: KeyError: NoSuch is not'):
         launch.run(cfg, 'train')
 
 

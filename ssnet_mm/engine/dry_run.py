@@ -1,0 +1,218 @@
+"""One training step and one validated image on a copy, before anything is written.
+
+What would fail at the first validation, hours into a training, fails here in a second: metric
+names, sliding windows, transforms in the wrong order, an optimizer that does not take its settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapperDict, build_optim_wrapper
+from mmengine.runner import Runner
+from mmseg.registry import DATASETS, PARAM_SCHEDULERS
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ssnet_mm.engine import settings
+from ssnet_mm.engine.config import config_errors
+from ssnet_mm.errors import UserError
+
+OUT_OF_MEMORY = (
+    'out of GPU memory; lower the batch_size of the data loader or crop_size, or use --amp'
+)
+
+
+def dry_run(
+    cfg: Config,
+    mode: str,
+    model: Any,
+    datasets: Mapping[str, Any],
+    evaluator: Evaluator | None,
+    resumed: tuple[str, Mapping[str, Any]] | None,
+) -> list[str]:
+    """Train a step on two images and validate one; for testing, test one.
+
+    Args:
+        cfg: The config.
+        mode: 'train' or 'test'.
+        model: As it will be trained; a copy of it is.
+        datasets: By the names of their data loaders.
+        evaluator: Of validation, or of the test.
+        resumed: Path and content of the checkpoint that training goes on from.
+
+    Returns:
+        Warnings of what is allowed, but hardly meant.
+
+    Raises:
+        UserError: A part of the config fails, or does not suit another.
+    """
+    found: list[str] = []
+    with _undisturbed(), _out_of_memory():
+        stage = 'val' if mode == 'train' else 'test'
+        trial = copy.deepcopy(model)
+        if mode == 'train':
+            settings.check_pretrained(trial)
+        if get_device() != 'cpu' or cfg.get('launcher', 'none') != 'none':
+            trial = revert_sync_batchnorm(trial)  # it needs the processes that do not exist yet
+        trial = trial.to(get_device())
+        if mode == 'train':
+            loader = _build_loader(cfg, 'train_dataloader', datasets['train_dataloader'])
+            epoch_length = max(1, len(loader))
+            optimizer, schedulers = _build_schedule(cfg, trial, epoch_length)
+            found += settings.check_schedule(cfg, schedulers, epoch_length)
+            if resumed and not isinstance(optimizer, OptimWrapperDict):
+                found += settings.check_resumed(*resumed, optimizer, schedulers, cfg)
+            with config_errors(f'a training step on train_dataloader of {cfg.filename}'):
+                trial.train()
+                # batch norm needs two values a channel, of maps that may be of one pixel
+                trial.train_step(_batch(loader, min(2, loader.batch_size or 2)), optimizer)
+        if f'{stage}_dataloader' in datasets and evaluator:
+            names = _evaluate(cfg, stage, trial, evaluator, datasets[f'{stage}_dataloader'])
+            if mode == 'train':
+                with config_errors(f'default_hooks of {cfg.filename}'):
+                    settings.check_best(cfg, names)
+    return found
+
+
+def whole_dataset(dataset: Any, built: Sequence[tuple[Any, Any]]) -> Any:
+    """Build a data set from its config, with the parts of it that are built already.
+
+    Args:
+        dataset: Its config.
+        built: Configs and data sets.
+    """
+
+    def reused(part: Any) -> Any:  # wrappers take no built wrappers
+        return next((dataset for known, dataset in built if known == part), part)
+
+    found = reused(dataset)
+    if found is not dataset:
+        return found
+    config = dict(dataset)
+    if 'datasets' in config:
+        config['datasets'] = [reused(part) for part in config['datasets']]
+    elif 'dataset' in config:
+        config['dataset'] = reused(config['dataset'])
+    return DATASETS.build(config)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Leave random numbers as they were, and print and log nothing."""
+    python, numpy = random.getstate(), np.random.get_state()
+    gpus = [int(os.environ.get('LOCAL_RANK', 0))] if get_device() == 'cuda' else []
+    logger = 'dry run'
+    MMLogger.get_instance(logger, log_level='CRITICAL')
+    try:
+        with torch.random.fork_rng(gpus), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with torch.cuda.device(gpus[0]) if gpus else contextlib.nullcontext():
+                yield
+    finally:
+        MMLogger._instance_dict.pop(logger, None)  # or it would go on as the current one
+        random.setstate(python)
+        np.random.set_state(numpy)
+        if gpus:
+            torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _out_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        if isinstance(error.__cause__, torch.cuda.OutOfMemoryError):
+            raise UserError(OUT_OF_MEMORY) from error
+        raise
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(OUT_OF_MEMORY) from error
+
+
+def _build_schedule(cfg: Config, model: nn.Module, epoch_length: int) -> tuple[Any, list[Any]]:
+    """The optimizer and its schedulers; none where there are several optimizers."""
+    with config_errors(f'optim_wrapper of {cfg.filename}'):
+        settings.check_optimizer(cfg)
+        optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+    if isinstance(optimizer, OptimWrapperDict):
+        return optimizer, []
+    given = cfg.get('param_scheduler') or []
+    schedulers = []
+    for i, scheduler in enumerate([given] if isinstance(given, Mapping) else given):
+        with config_errors(f'param_scheduler.{i} of {cfg.filename}'):
+            end = settings.training_length(cfg)
+            if scheduler.get('by_epoch', True) != settings.by_epoch(cfg):
+                end = end * epoch_length if settings.by_epoch(cfg) else 1
+            scheduler = {'end': end, **copy.deepcopy(scheduler)}  # as the Runner does
+            default = dict(optimizer=optimizer, epoch_length=epoch_length)
+            schedulers.append(PARAM_SCHEDULERS.build(scheduler, default_args=default))
+    return optimizer, schedulers
+
+
+def _build_loader(cfg: Config, name: str, dataset: Any) -> DataLoader:
+    with config_errors(f'{name} of {cfg.filename}'):
+        return Runner.build_dataloader({**cfg[name], 'dataset': dataset}, seed=0)
+
+
+def _batch(loader: DataLoader, size: int) -> Any:
+    """The first samples of a data loader, put together as it does."""
+    dataset: Any = loader.dataset
+    return loader.collate_fn([dataset[i % len(dataset)] for i in range(size)])
+
+
+def build_evaluator(cfg: Config, mode: str) -> Evaluator | None:
+    """Build the metrics of validation (mode 'train') or of the test, which write nothing yet."""
+    stage = 'val' if mode == 'train' else 'test'
+    given = copy.deepcopy(cfg.get(f'{stage}_evaluator'))
+    if not given:
+        return None
+    with config_errors(f'{stage}_evaluator of {cfg.filename}'):
+        metrics = given if isinstance(given, (list, tuple)) else [given]
+        for metric in metrics:
+            metric.pop('output_dir', None)  # nothing is written yet
+        return Evaluator(metrics)
+
+
+def _evaluate(cfg: Config, stage: str, model: Any, evaluator: Evaluator, dataset: Any) -> list[str]:
+    """Validate or test one image; the names of what the metrics give."""
+    loader = f'{stage}_dataloader'
+    where = f'{loader} of {cfg.filename}'
+    built = _build_loader(cfg, loader, dataset)
+    with config_errors(f'predicting the first image of {where}'), torch.no_grad():
+        model.eval()
+        batch = _batch(built, 1)
+        step = model.val_step if stage == 'val' else model.test_step
+        samples = step(batch)
+    _check_label_size(samples, where)
+    with config_errors(f'{stage}_evaluator of {cfg.filename}'), np.errstate(all='ignore'):
+        evaluator.dataset_meta = dataset.metainfo
+        evaluator.process(data_samples=samples, data_batch=batch)
+        return [str(name) for name in evaluator.evaluate(len(samples))]
+
+
+def _check_label_size(samples: Sequence[Any], where: str) -> None:
+    for sample in samples:
+        predicted = sample.get('pred_sem_seg') if hasattr(sample, 'get') else None
+        label = sample.get('gt_sem_seg') if hasattr(sample, 'get') else None
+        if predicted is None or label is None:
+            continue
+        ours, theirs = (tuple(part.data.shape[-2:]) for part in (predicted, label))
+        if ours != theirs:
+            raise UserError(
+                f'{where}: the label map is {theirs[0]}x{theirs[1]}, the image '
+                f'{ours[0]}x{ours[1]}; put LoadAnnotations after Resize in the pipeline: '
+                "predictions are compared at the image's own size"
+            )

@@ -1,0 +1,337 @@
+"""``--cfg-options``: every option takes effect, or is refused.
+
+A config file is a Python program: ``max_iters = 200`` is a variable, from which the settings that a
+Runner reads are computed. mmengine merges an option into the result, where a variable has no effect
+any more. Here the files are run again with the variable set to the option's value, so that whatever
+is computed from it follows; an option that changes no setting is an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+import inspect
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import mmseg.registry
+from mmengine.config import Config
+from mmengine.registry import Registry
+from mmengine.runner import Runner, set_random_seed
+from torch.utils.data import DataLoader
+
+from ssnet_mm.errors import UserError, few
+
+# The variables of our configs that a child config, or an option, may set alone: its base files then
+# compute with that value too. Each with the setting that it has to reach.
+KNOBS = {
+    'max_iters': 'train_cfg.max_iters',
+    'crop_size': 'model.data_preprocessor.size',
+    'num_classes': 'model.decode_head.num_classes',
+    'data_root': 'train_dataloader.dataset.data_root',
+}
+
+# The top-level names of a config that a Runner or our tools read; all others are variables.
+READ = (set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}) | {
+    'runner_type', 'custom_imports', 'model_wrapper_cfg', 'find_unused_parameters', 'sync_bn',
+    'activation_checkpointing', 'efficient_conv_bn_eval', 'compile', 'tta_model', 'tta_pipeline',
+}  # fmt: skip
+
+# What is read of settings that are given to no class, by the end of their names.
+_DATALOADER = set(inspect.signature(DataLoader).parameters) | {
+    'num_batch_per_epoch', 'disable_subprocess_warning',
+}  # fmt: skip
+_KEYS = {
+    'model.test_cfg': {'mode', 'crop_size', 'stride', 'threshold'},
+    'train_dataloader': _DATALOADER,
+    'val_dataloader': _DATALOADER,
+    'test_dataloader': _DATALOADER,
+    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+    'mp_cfg': {'mp_start_method', 'opencv_num_threads'},
+    'auto_scale_lr': {'enable', 'base_batch_size'},
+    'randomness': set(inspect.signature(set_random_seed).parameters),
+    # mmengine's DefaultOptimWrapperConstructor takes them by name from a dict
+    'paramwise_cfg': {
+        'custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
+        'dcn_offset_lr_mult', 'flat_decay_mult', 'bypass_duplicate',
+    },
+}  # fmt: skip
+# Taken out by whoever builds a class, before the class sees its arguments.
+_BUILDER_KEYS = {
+    'type', '_scope_', 'constructor', 'paramwise_cfg', 'requires_grad', 'priority', 'by_epoch',
+    'convert_to_iter_based',
+}  # fmt: skip
+
+
+def apply_options(cfg: Config, options: Mapping[str, Any]) -> Config:
+    """Set variables and settings of a config.
+
+    Args:
+        cfg: As read from its file.
+        options: Dotted names to values; the name of a variable sets it where it is defined.
+
+    Returns:
+        The config with all of them in effect.
+
+    Raises:
+        UserError: An option would change nothing; names the setting that does what was meant, where
+            there is one that looks like it.
+    """
+    _check_spelling(str(cfg.filename))
+    variables = {key: value for key, value in options.items() if _is_variable(cfg, key)}
+    for key in options:
+        if key not in variables:
+            _check_known(cfg, key)
+    values = {name: cfg[name] for name in KNOBS if name in cfg}
+    cfg = _with_variables(cfg, values)
+    for key, value in variables.items():
+        name, _, rest = key.partition('.')
+        before = cfg
+        if rest:  # one part of the variable's value
+            part = Config({name: copy.deepcopy(cfg[name])})
+            part.merge_from_dict({key: value})
+            value = part[name]
+        values[name] = value
+        cfg = _with_variables(cfg, values)
+        _check_effect(before, cfg, key, value)
+    cfg.merge_from_dict({key: value for key, value in options.items() if key not in variables})
+    return cfg
+
+
+def _check_spelling(path: str) -> None:
+    """Does a config file assign what is one letter off a setting, and not the setting itself?"""
+    for file in [path, *config_files(path)] if path.endswith('.py') else []:
+        with open(file, encoding='utf-8') as opened:
+            names = {name for _, name in _read_config(opened.read())[1]}
+        for name in sorted(names - READ):
+            meant = difflib.get_close_matches(name, READ - names, n=1, cutoff=0.92)
+            if meant:
+                raise UserError(
+                    f'config {file} sets {name}, which nothing reads; the setting is {meant[0]}'
+                )
+
+
+def _is_variable(cfg: Config, key: str) -> bool:
+    name = key.partition('.')[0]
+    return name not in READ and name in cfg
+
+
+def _check_effect(before: Config, after: Config, key: str, value: Any) -> None:
+    """Has a variable reached any setting, and one of ours the setting that it is made for?"""
+    place = KNOBS.get(key, '')
+    reached = _get(after, place)
+    if reached is not None and plain(reached) != plain(value):
+        if isinstance(value, (tuple, list)) and list(reached) == list(value):
+            return
+        raise UserError(
+            f'--cfg-options {key}={value} has no effect on {place}, which the config sets to '
+            f'{reached} by itself; use {place}={value}'
+        )
+    if plain(before.get(key.partition('.')[0])) == plain(after.get(key.partition('.')[0])):
+        return  # it has that value anyway
+    if all(plain(before.get(name)) == plain(after.get(name)) for name in READ):
+        raise UserError(
+            f'--cfg-options {key}={value} has no effect: {before.filename} computes no setting '
+            f'from it{_suggest(before, key)}'
+        )
+
+
+def _check_known(cfg: Config, key: str) -> None:
+    """Does anything read a setting of this name? Names that the config has are taken as read."""
+    node: Any = cfg
+    parts = key.split('.')
+    for i, part in enumerate(parts):
+        if isinstance(node, (list, tuple)):
+            if not part.isdigit() or int(part) >= len(node):
+                raise UserError(
+                    f'--cfg-options {key}: {".".join(parts[:i])} is a list of {len(node)}, '
+                    f'which has no {part}'
+                )
+            node = node[int(part)]
+        elif not isinstance(node, (dict, Config)):
+            return  # merging tells that this can't be
+        elif part in node:
+            node = node[part]
+        else:
+            known = READ if i == 0 else _known_keys(node, '.'.join(parts[:i]))
+            if parts[i - 1] == 'paramwise_cfg' and cfg.optim_wrapper.get('constructor'):
+                known = None  # another constructor reads other names
+            if known is not None and part not in known:
+                raise UserError(
+                    f'--cfg-options {key} has no effect: nothing reads '
+                    f'{".".join(parts[: i + 1])}{_suggest(cfg, key, known, i)}'
+                )
+            return
+
+
+def _known_keys(node: Mapping[str, Any], where: str) -> set[str] | None:
+    """The names that are read of a dict of settings; None if that can't be told."""
+    for ending, keys in _KEYS.items():
+        if f'.{where}'.endswith(f'.{ending}') and 'type' not in node:
+            return keys
+    kind = node.get('type')
+    if isinstance(kind, str):
+        classes = [registry.get(kind) for registry in _registries()]
+    else:
+        classes = [kind]
+    names = [arguments(cls) for cls in classes if inspect.isclass(cls)]
+    return set().union(_BUILDER_KEYS, *names) if names else None
+
+
+def _registries() -> Iterator[Registry]:
+    for value in vars(mmseg.registry).values():
+        if isinstance(value, Registry):
+            yield value
+
+
+def arguments(cls: type) -> set[str]:
+    """The names of the arguments that a class takes, those that it hands to its parents too."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if '__init__' not in vars(base) or base is object:
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return names - {'self'}
+
+
+def _suggest(cfg: Config, key: str, known: Iterable[str] = (), depth: int = 0) -> str:
+    """Name the settings that may be meant, as the end of a message.
+
+    Args:
+        cfg: The config.
+        key: The name that nothing reads.
+        known: What could stand in place of its part at ``depth``.
+        depth: How many parts of the name are right.
+    """
+    settings = [*_settings(cfg), 'randomness.seed']
+    found = [name for name in settings if name == KNOBS.get(key) or name.endswith(f'.{key}')]
+    if not found:  # a typing error
+        parts = key.split('.')
+        close = difflib.get_close_matches(parts[depth], known, n=1, cutoff=0.8)
+        found = ['.'.join([*parts[:depth], name, *parts[depth + 1 :]]) for name in close]
+    if not found:
+        last = key.rpartition('.')[2]
+        lasts = {name.rpartition('.')[2] for name in settings}
+        close = difflib.get_close_matches(last, lasts, n=1, cutoff=0.8)
+        found = [name for name in settings if name.rpartition('.')[2] in close]
+    return f'; the setting is {few(dict.fromkeys(found))}' if found else ''
+
+
+def _settings(node: Any, where: str = '') -> Iterator[str]:
+    """The dotted names of all settings that are read."""
+    items: Any = ()
+    if isinstance(node, (dict, Config)):
+        items = node.items()
+    elif isinstance(node, (list, tuple)) and any(isinstance(part, dict) for part in node):
+        items = enumerate(node)
+    for key, value in items:
+        if where or key in READ:
+            name = f'{where}.{key}' if where else str(key)
+            yield name
+            yield from _settings(value, name)
+
+
+def _get(cfg: Config, place: str) -> Any:
+    node: Any = cfg
+    for part in place.split('.'):
+        node = node.get(part) if isinstance(node, (dict, Config)) else None
+    return node
+
+
+def plain(value: Any) -> Any:
+    """Settings as plain Python values, which compare and print the same wherever they come from."""
+    if isinstance(value, (dict, Config)):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain(part) for part in value)
+    return value
+
+
+def _with_variables(cfg: Config, values: Mapping[str, Any]) -> Config:
+    """Run a config's files again, with each variable set to one value wherever it is assigned."""
+    if not str(cfg.filename).endswith('.py') or Config._is_lazy_import(cfg.filename):
+        return cfg
+    with tempfile.TemporaryDirectory() as folder:
+        copied = _copy_config(os.path.abspath(cfg.filename), values, folder)
+        again = Config.fromfile(copied, import_custom_modules=False)
+    return Config(again._cfg_dict, filename=cfg.filename, env_variables=cfg.env_variables)
+
+
+def _copy_config(path: str, values: Mapping[str, Any], folder: str) -> str:
+    """Copy a config file and its bases into a folder, with assignments added after the variables'.
+
+    Returns:
+        The path of the copy.
+    """
+    with open(path, encoding='utf-8') as file:
+        text = file.read()
+    stem, suffix = os.path.splitext(os.path.basename(path))
+    # mmengine would put in those of the copy
+    for name, value in (
+        ('fileDirname', os.path.dirname(path)),
+        ('fileBasename', stem + suffix),
+        ('fileBasenameNoExtension', stem),
+        ('fileExtname', suffix),
+    ):
+        text = re.sub(rf'\{{\{{\s*{name}\s*\}}\}}', value.replace('\\', '/'), text)
+    bases, assigned = _read_config(text)
+    lines = text.splitlines()
+    for line, name in reversed(assigned):
+        if name in values:
+            lines.insert(line, f'{name} = {plain(values[name])!r}')
+        elif name == '_base_':
+            copies = [_copy_base(base, path, values, folder) for base in bases]
+            # mmengine takes the first assignment, and leaves it out when the file is run
+            lines.insert(0, f'_base_ = {copies!r}')
+    number = len(os.listdir(folder))
+    copied = os.path.join(folder, f'{number}{suffix}')
+    with open(copied, 'w', encoding='utf-8') as file:
+        file.write('\n'.join(lines) + '\n')
+    return copied
+
+
+def _copy_base(base: str, path: str, values: Mapping[str, Any], folder: str) -> str:
+    if '::' in base:  # of another package
+        return base
+    base = os.path.join(os.path.dirname(path), base)
+    return _copy_config(base, values, folder) if base.endswith('.py') else base
+
+
+def _read_config(text: str) -> tuple[list[str], list[tuple[int, str]]]:
+    """The base files in a config's text, and its assignments: last line and name of each."""
+    bases: list[str] = []
+    assigned = []
+    for statement in ast.parse(text).body:
+        targets: Sequence[ast.expr] = ()
+        if isinstance(statement, ast.Assign):
+            targets = statement.targets
+        elif isinstance(statement, ast.AnnAssign):
+            targets = [statement.target]
+        for target in targets:
+            if isinstance(target, ast.Name):
+                assigned.append((statement.end_lineno or 0, target.id))
+                if target.id == '_base_' and isinstance(statement, ast.Assign):
+                    given = ast.literal_eval(statement.value)
+                    bases = given if isinstance(given, list) else [given]
+    return bases, assigned
+
+
+def config_files(path: str) -> Iterator[str]:
+    """The paths of all Python files that a config inherits from, its own not among them."""
+    if not path.endswith('.py') or Config._is_lazy_import(path):
+        return
+    with open(path, encoding='utf-8') as file:
+        bases, _ = _read_config(file.read())
+    for base in bases:
+        if '::' not in base:
+            base = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), base))
+            if base.endswith('.py'):
+                yield base
+                yield from config_files(base)

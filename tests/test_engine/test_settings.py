@@ -1,0 +1,340 @@
+import argparse
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from PIL import Image
+
+from ssnet_mm.engine import launch, preflight
+from ssnet_mm.engine.dry_run import build_evaluator, dry_run
+from ssnet_mm.errors import UserError
+
+TWO = """
+two = dict(classes=('ground', 'thing'), palette=palette[:2])
+for loader in (train_dataloader, val_dataloader, test_dataloader):
+    loader['dataset']['metainfo'] = two
+del loader
+"""
+ONE_CHANNEL = """
+model['decode_head'].update(
+    num_classes=2, out_channels=1, loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))
+"""
+
+
+def load(config, **changes):
+    cfg = launch.load_config(config, changes)
+    flags = argparse.Namespace(config=config, work_dir=None, launcher=None, local_rank=0)
+    launch.apply_run_arguments(cfg, flags)
+    return cfg
+
+
+@pytest.fixture
+def check(tiny_config, tmp_path, monkeypatch):
+    """Look at the tiny config with some lines changed; return the notes."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(lines='', mode='train', **changes):
+        config = tiny_config(lines)
+        before = set(tmp_path.rglob('*'))
+        try:
+            return preflight.preflight(load(config, **changes), mode, skip_data_check=True).notes
+        finally:
+            assert set(tmp_path.rglob('*')) == before
+
+    return run
+
+
+SCHEDULE = "param_scheduler = [dict(type='{}', by_epoch=False, {})]\n"
+HOOK = "custom_hooks = [dict(type='{}', {})]\n"
+
+
+@pytest.mark.parametrize(
+    ('lines', 'message'),
+    [
+        # the validation
+        ("val_evaluator = dict(type='IoUMetric', iou_metrics=['mIOU'])", 'val_evaluator .*mIOU'),
+        ("default_hooks['checkpoint']['save_best'] = 'miou'",
+         "save_best='miou' is not among what the validation gives: aAcc, mIoU, mAcc"),
+        ("default_hooks['checkpoint']['save_best'] = 'mIoU'\n"
+         "val_evaluator = dict(type='IoUMetric', iou_metrics=['mFscore'])",
+         "'mIoU' is not among .*: aAcc, mFscore, mPrecision, mRecall"),
+        ("default_hooks['checkpoint']['save_best'] = ['mIoU', 'mDice']", "'mDice' is not among"),
+        ("default_hooks['checkpoint']['save_best'] = 'mIoU'\n"
+         "val_evaluator = dict(type='IoUMetric', prefix='val')", 'gives: val/aAcc, val/mIoU'),
+        (HOOK.format('EarlyStoppingHook', "monitor='mIOU'"), "custom_hooks.0: monitor='mIOU'"),
+        ("model['test_cfg'] = dict(mode='slide', crop_size=(32, 32))", 'slide.* needs stride='),
+        ("model['test_cfg'] = dict(mode='slide', stride=(32, 32))", 'slide.* needs crop_size='),
+        ("model['test_cfg'] = dict(mode='slide', crop_size=(8, 8), stride=(9, 9))", 'leaves gaps'),
+        ("model['test_cfg'] = dict(mode='sldie')", 'first image of val_dataloader .*sldie'),
+        ("val_dataloader['dataset']['pipeline'] = [dict(type='LoadImageFromFile'), "
+         "dict(type='LoadAnnotations'), dict(type='Resize', scale=(90, 74)), "
+         "dict(type='PackSegInputs')]",
+         'label map is 74x90, the image 37x45; put LoadAnnotations after Resize'),
+        ('val_dataloader = None', 'sets val_cfg and val_evaluator, but not val_dataloader'),
+        # the data
+        ("other = dict(dataset, metainfo=dict(classes=classes[::-1], palette=palette))\n"
+         "train_dataloader['dataset'] = dict(type='ConcatDataset', datasets=["
+         "dict(pipeline=train_pipeline, **d) for d in (dataset, other)])",
+         'train_dataloader of .*meta information'),
+        ("train_dataloader['sampler'] = dict(type='NoSampler')", 'NoSampler is not in the'),
+        ("train_dataloader.update(batch_size=5, drop_last=True, sampler="
+         "dict(type='DefaultSampler', shuffle=True))",
+         '4 images make no train_dataloader.batch_size of 5'),
+        ("train_pipeline.pop()", 'a training step on train_dataloader of '),
+        # optimizer and schedule
+        ("optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01), "
+         "paramwise_cfg=dict(bias_decay_mult=0.0))",
+         'SGD, has no weight_decay; set optim_wrapper.optimizer.weight_decay=0.0'),
+        ("optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='Rprop', lr=0.01), "
+         "paramwise_cfg=dict(norm_decay_mult=0.0))",
+         'Rprop, has no weight_decay; set optim_wrapper.paramwise_cfg=None'),
+        ("optim_wrapper['optimizer']['type'] = 'SDG'", 'SDG is not in the optimizer registry'),
+        ("optim_wrapper['clip_grad'] = dict(max_nom=1)", 'a training step .*max_nom'),
+        ("param_scheduler = [dict(type='MultiStepLR', milestones=[1])]", 'never step; .*by_epo'),
+        (SCHEDULE.format('PolyLR', 'eta_min=0.02, end=2'), 'eta_min=0.02 is an absolute rate'),
+        ("optim_wrapper['paramwise_cfg'] = dict(custom_keys={'backbone': dict(lr_mult=0.0)})\n"
+         + SCHEDULE.format('CosineAnnealingLR', 'eta_min=1e-6'), r'a lower one \(0, as by lr_mult'),
+        # loops and hooks
+        ("train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=1)",
+         'with the InfiniteSampler of train_dataloader none ends; set .*DefaultSampler'),
+        ("train_cfg = dict(by_epoch=True, max_epochs=2)", 'InfiniteSampler'),
+        ("train_cfg = dict(type='IterLoop', max_iters=2)", 'train_cfg: IterLoop is not in the'),
+        ("train_cfg = dict(type='IterBasedTrainLoop', max_iter=2)", 'takes no max_iter$'),
+        (HOOK.format('NoHook', ''), 'custom_hooks.0: NoHook is not in the hook registry'),
+        ("default_hooks['checkpoint']['interval'] = None", 'interval must be a number, got None'),
+        # classes
+        ("model['decode_head']['loss_decode']['class_weight'] = [0.5, 2.0]",
+         'class_weight has 2 numbers, the model 3 classes'),
+        ("model['decode_head']['loss_decode'].update(class_weight=[1.0, 2.0, 2.0], "
+         "avg_non_ignore=True)", "fails on void pixels; set .*reduction='none'"),
+        ("for d in (train_dataloader, val_dataloader):\n"
+         "    d['dataset']['metainfo'] = dict(classes=['a'], palette=[[0, 0, 0]])\n"
+         "del d\nmodel['decode_head']['num_classes'] = 1", 'set model.decode_head.num_classes=2 '),
+        (TWO + "model['decode_head'].update(num_classes=2, out_channels=1)",
+         'softmax over one channel .*use_sigmoid=True'),
+        # void
+        ("model['decode_head']['ignore_index'] = 11",
+         'decode_head.ignore_index is 11, .*seg_pad_val is 255, ignore_index of IoUMetric is 255'),
+        ("model['data_preprocessor']['seg_pad_val'] = 0", 'seg_pad_val is 0'),
+        ("val_evaluator = dict(type='IoUMetric', ignore_index=11)", 'IoUMetric is 11'),
+        ("train_dataloader['dataset']['ignore_index'] = 11", 'dataset.ignore_index is 11'),
+    ],
+)  # fmt: skip
+def test_what_would_fail_later_or_do_nothing_fails_before_anything_is_written(
+    check, lines, message
+):
+    with pytest.raises(UserError, match=message):
+        check(lines)
+
+
+@pytest.mark.parametrize(
+    'lines',
+    [
+        SCHEDULE.format('PolyLR', 'end=2'),
+        SCHEDULE.format('PolyLR', ''),  # ends with the training
+        SCHEDULE.format('CosineAnnealingLR', 'T_max=2'),
+        SCHEDULE.format('MultiStepLR', 'milestones=[1]'),
+        SCHEDULE.format('LinearLR', 'start_factor=0.1, end=1'),  # a warm-up, then constant
+        'param_scheduler = []',
+        "param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='mIoU')]",
+        "param_scheduler = []\ndefault_hooks['checkpoint']['save_best'] = 'auto'",
+        "param_scheduler = []\ndefault_hooks['checkpoint'].update(save_best='mFscore')\n"
+        "val_evaluator = dict(type='IoUMetric', iou_metrics=['mFscore'])",
+        "param_scheduler = []\nmodel['test_cfg'] = dict(mode='slide', crop_size=(99, 99), "
+        'stride=(50, 50))',
+        'param_scheduler = []\nval_dataloader = val_cfg = val_evaluator = None',
+        'param_scheduler = []\ntrain_dataloader.update(batch_size=9, drop_last=True)',
+        "param_scheduler = []\ntrain_dataloader['dataset'] = dict(type='RepeatDataset', times=2, "
+        "dataset=dict(pipeline=train_pipeline, **dataset))",
+        "param_scheduler = []\ntrain_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2)\n"
+        "train_dataloader['sampler'] = dict(type='DefaultSampler', shuffle=True)",
+        "param_scheduler = []\nmodel['decode_head']['ignore_index'] = 11\n"
+        "model['data_preprocessor']['seg_pad_val'] = 11\n"
+        "val_evaluator = dict(type='IoUMetric', ignore_index=11)\n"
+        # the masks' own void is 255, which is not among the three classes
+        "model['decode_head']['loss_decode'] = dict(type='CrossEntropyLoss')\n"
+        "train_dataloader['dataset']['ann_file'] = 'sound.txt'\n"
+        "val_dataloader['dataset']['ann_file'] = 'sound.txt'",
+        'param_scheduler = []\n' + TWO + ONE_CHANNEL,
+    ],
+)  # fmt: skip
+def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
+    labels = np.array(Image.open(tiny_data / 'SegmentationClass' / '0.png'))
+    labels = labels.clip(0, 1) if 'ground' in lines else np.where(labels == 255, 11, labels)
+    for i in range(4):
+        if 'sound.txt' in lines or 'thing' in lines:
+            Image.fromarray(labels.astype(np.uint8)).save(
+                tiny_data / 'SegmentationClass' / f'{i}.png'
+            )
+    (tiny_data / 'sound.txt').write_text('0\n1\n')
+    assert check(lines) == []
+
+
+@pytest.mark.parametrize(
+    ('lines', 'warning'),
+    [
+        ('', r'param_scheduler.0 \(PolyLR\) ends at iteration 4, the training at 2'),
+        (SCHEDULE.format('PolyLR', 'end=1'), 'ends at 1, the training at 2: .* a rate of 0, which'),
+        (SCHEDULE.format('PolyLR', 'end=1, eta_min=1e-3'), 'is trained at the rate where it ended'),
+        (SCHEDULE.format('MultiStepLR', 'milestones=[1, 60]'), 'ends at iteration 60, the train'),
+        (SCHEDULE.format('StepLR', 'step_size=60'), 'ends at iteration 60'),
+        (SCHEDULE.format('LinearLR', 'end_factor=0.1, end=60'), 'ends at iteration 60'),
+        (SCHEDULE.format('CosineAnnealingLR', 'T_max=60'), 'least rate at iteration 60, the train'),
+        ("default_hooks['checkpoint'].update(interval=9, save_last=False)\nparam_scheduler = []",
+         'saves no checkpoint but the best'),
+        ("train_cfg['val_begin'] = 9\nparam_scheduler = []", 'val_begin=9 lies beyond the end, 2'),
+    ],
+)  # fmt: skip
+def test_what_is_hardly_meant_is_a_warning(check, lines, warning):
+    assert any(re.search(warning, found) for found in check(lines)), warning
+
+
+def test_class_weights_of_another_data_set_are_not_inherited(tiny_config, tmp_path):
+    weights = (
+        "model['decode_head']['loss_decode'].update(class_weight=[1.0, 2, 2], reduction='none')"
+    )
+    base = tiny_config(weights)
+    preflight.preflight(load(base), 'train')
+    child = tmp_path / 'child.py'
+    child.write_text(
+        f"_base_ = '{base}'\nown = dict(classes=('a', 'b', 'c'), palette=[[0] * 3] * 3)\n"
+        'train_dataloader = dict(dataset=dict(metainfo=own))\nval_dataloader = train_dataloader\n'
+        'test_dataloader = train_dataloader\n'
+    )
+    with pytest.raises(UserError, match='class_weight is inherited from .*made for the classes gr'):
+        preflight.preflight(load(str(child)), 'train')
+    weight = 'model.decode_head.loss_decode.class_weight'
+    for own in ([1.0, 1.0, 3.0], None):
+        preflight.preflight(load(str(child), **{weight: own}), 'train')
+
+
+def test_pretrained_weights_load_whole_or_not_at_all(check, tiny_config, tmp_path):
+    model = preflight.preflight(load(tiny_config()), 'train').model
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'whole.pth')
+    part = {k: v for k, v in model.state_dict().items() if 'stage5' not in k}
+    torch.save({'state_dict': part}, tmp_path / 'part.pth')
+    given = "model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint={!r}{})"
+
+    check(given.format('whole.pth', ", prefix='backbone.'"))
+    with pytest.raises(
+        UserError, match=r"backbone.init_cfg: whole.pth .* set .*prefix='backbone.'"
+    ):
+        check(given.format('whole.pth', ''))
+    with pytest.raises(UserError, match="set .*prefix='backbone.'"):
+        check(given.format('whole.pth', ", prefix='encoder'"))
+    with pytest.raises(UserError, match='part.pth does not load whole: .* missing: .*stage'):
+        torch.save({'state_dict': dict(list(part.items())[:4])}, tmp_path / 'part.pth')
+        check(given.format('part.pth', ", prefix='backbone.'"))
+    with pytest.raises(UserError, match='misshapen: '):
+        check(given.format('whole.pth', ", prefix='backbone.'"), **{'model.backbone.fc_channels': 4,
+              'model.decode_head.in_channels': [16, 32, 4]})  # fmt: skip
+
+
+def test_a_seeded_training_is_bit_for_bit_what_it_is_without_the_trial(
+    tiny_config, tmp_path, monkeypatch
+):
+    lines = "train_pipeline.insert(3, dict(type='PhotoMetricDistortion'))\n"
+    kept = []
+    for trial in (True, False):
+        if not trial:
+            monkeypatch.setattr(preflight, 'dry_run', lambda *args: [])
+        work = tmp_path / f'{trial}'
+        launch.run(load(tiny_config(lines), work_dir=str(work)), 'train')
+        kept.append(torch.load(work / 'iter_2.pth', weights_only=True))
+    (a, b), history = (k['state_dict'] for k in kept), 'message_hub'
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    losses = [k[history]['log_scalars']['train/loss']['log_history'] for k in kept]
+    assert torch.equal(*losses) and len(losses[0]) == 2
+
+
+def test_the_trial_leaves_model_and_random_numbers_alone(tiny_config):
+    lines = "train_pipeline.insert(3, dict(type='PhotoMetricDistortion'))\n"
+    cfg = load(tiny_config(lines))
+    prepared = preflight.preflight(cfg, 'train')
+    before = {key: value.clone() for key, value in prepared.model.state_dict().items()}
+    (_, train_set), (_, val_set) = prepared.datasets
+    datasets = dict(train_dataloader=train_set, val_dataloader=val_set)
+
+    def numbers():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    drawn = numbers()
+    dry_run(cfg, 'train', prepared.model, datasets, build_evaluator(cfg, 'train'), None)
+    assert numbers() == drawn
+    after = prepared.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(p.grad is None for p in prepared.model.parameters())
+
+
+def test_layers_with_lr_mult_0_do_not_learn(tiny_config, tmp_path):
+    lines = """
+optim_wrapper['paramwise_cfg'] = dict(custom_keys={'backbone': dict(lr_mult=0.0)})
+param_scheduler = [dict(type='PolyLR', eta_min=0.0, power=0.9, begin=0, end=2, by_epoch=False)]
+default_hooks['checkpoint']['interval'] = 1
+"""
+    launch.run(load(tiny_config(lines), work_dir=str(tmp_path / 'w')), 'train')
+    before, after = (
+        torch.load(tmp_path / 'w' / f'iter_{i}.pth', weights_only=True)['state_dict']
+        for i in (1, 2)
+    )
+    kernels = [k for k in before if k.startswith('backbone') and k.endswith('conv.weight')]
+    assert kernels and all(torch.equal(before[k], after[k]) for k in kernels)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'optim_wrapper.optimizer.lr': 0.1}, r'lr 0.01 \(config: 0.1\)'),
+        ({'optim_wrapper.optimizer.momentum': 0.5}, r'momentum 0.9 \(config: 0.5\)'),
+        ({'param_scheduler.0.end': 8}, r'param_scheduler.0.end 4 \(config: 8\)'),
+        ({'param_scheduler': []}, r'1 schedules \(config: 0\)'),
+    ],
+)
+def test_resuming_with_another_rate_or_schedule_is_refused(tiny_config, tmp_path, changes, message):
+    config, work = tiny_config(), str(tmp_path / 'w')
+    launch.run(load(config, work_dir=work), 'train')
+    before = set(tmp_path.rglob('*'))
+    longer = {'work_dir': work, 'resume': True, 'train_cfg.max_iters': 4}
+    with pytest.raises(UserError, match=f'--resume goes on with .*iter_2.pth: {message}'):
+        launch.run(load(config, **longer, **changes), 'train')
+    assert set(tmp_path.rglob('*')) == before
+    launch.run(load(config, **longer), 'train')  # the schedule it was started with
+    assert (tmp_path / 'w' / 'iter_4.pth').is_file()
+    done = preflight.preflight(load(config, **longer), 'train', skip_data_check=True).notes
+    assert any('nothing is left to train' in warning for warning in done)
+
+
+def test_one_sigmoid_channel_is_scored_as_two_classes(tiny_config, tiny_data, tmp_path):
+    for path in (tiny_data / 'SegmentationClass').glob('*.png'):
+        labels = np.array(Image.open(path))
+        Image.fromarray(np.where(labels == 2, 1, labels)).save(path)
+    config = tiny_config(TWO + ONE_CHANNEL)
+    launch.run(load(config, work_dir=str(tmp_path / 'w')), 'train')
+    scores = {}
+
+    class Look(Hook):
+        def after_test_epoch(self, runner, metrics=None):
+            scores.update(metrics)
+
+    cfg = load(config, work_dir=str(tmp_path / 't'), load_from=str(tmp_path / 'w/iter_2.pth'))
+    launch.write_predictions(cfg, str(tmp_path / 'out'))
+    launch.run(cfg, 'test', hooks=[Look()])
+    hits, ours, theirs = np.zeros((3, 2))
+    for path in (tiny_data / 'SegmentationClass').glob('*.png'):
+        labels, predicted = (np.array(Image.open(p)) for p in (path, tmp_path / 'out' / path.name))
+        assert set(np.unique(predicted)) <= {0, 1}
+        for i in (0, 1):
+            hits[i] += ((labels == i) & (predicted == i)).sum()
+            ours[i] += ((predicted == i) & (labels != 255)).sum()
+            theirs[i] += (labels == i).sum()
+    iou = 100 * np.mean(hits / (ours + theirs - hits))
+    assert scores['mIoU'] == pytest.approx(iou, abs=0.01)
+
+
+def test_warnings_are_logged(tiny_config, tmp_path):
+    launch.run(load(tiny_config(), work_dir=str(tmp_path / 'w')), 'train')
+    (log,) = (tmp_path / 'w').rglob('*.log')
+    assert 'WARNING - param_scheduler.0 (PolyLR) ends at iteration 4' in log.read_text()
