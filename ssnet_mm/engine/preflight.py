@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ssnet_mm.checks import Report, Split, check_lists, check_splits, contact_sheet
 from ssnet_mm.engine.checkpoint import (
+    check_classes,
     find_checkpoint,
     load_state_dict,
     pretrained_weights,
@@ -26,6 +27,7 @@ from ssnet_mm.engine.checkpoint import (
     weights_of,
 )
 from ssnet_mm.engine.config import build_segmentor, config_errors, single_datasets
+from ssnet_mm.engine.metrics import check_outputs
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.files import write_result
 
@@ -91,8 +93,12 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     resume = cfg.get('resume', False)
     checkpoint = find_checkpoint(cfg.get('load_from'), resume, cfg.work_dir)
     if checkpoint:
-        weights = weights_of(read_to_load(checkpoint, resume), checkpoint)
-        load_state_dict(model, weights, checkpoint)
+        read = read_to_load(checkpoint, resume)
+        load_state_dict(model, weights_of(read, checkpoint), checkpoint)
+        if mode == 'test' or resume:  # other weights may be a start for other classes
+            check_classes(read, checkpoint, datasets[0][2].metainfo.get('classes') or ())
+    if mode == 'test':
+        check_outputs(cfg.get('test_evaluator'), [built for *_, built in datasets])
     notes = []
     if not skip_data_check and _is_first_process(cfg):
         report = look_at_data(cfg, datasets, whole_config=False)

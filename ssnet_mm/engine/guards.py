@@ -1,0 +1,102 @@
+"""A run watched: it ends where its numbers lose their meaning, and logs what is saved."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mmengine.dist import all_reduce_dict, all_reduce_params
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssnet_mm.engine.checkpoint import check_finite
+from ssnet_mm.errors import UserError, few
+
+
+@HOOKS.register_module()
+class GuardHook(Hook):
+    """Keep what a run logs true, and end it where a loss or a weight is NaN or infinite.
+
+    Where several processes train, batch norm's running statistics are averaged over them after
+    each iteration, so that those validated are those in the checkpoint, and so are the logged
+    losses. ``acc_seg``, which mmseg takes for 100 % background where a network has one output
+    channel, is not logged there.
+
+    Raises:
+        UserError: From ``Runner.train``: names the iteration, the loss, the learning rate and the
+            images, or the weights.
+    """
+
+    priority = 'HIGHEST'  # before losses are logged, weights averaged (EMAHook) or saved
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Look at the losses, and average over processes."""
+        all_reduce_params(running_statistics(runner.model), op='mean')
+        if not outputs:
+            return
+        if getattr(_unwrapped(runner.model), 'out_channels', None) == 1:
+            for key in [key for key in outputs if key.endswith('acc_seg')]:
+                del outputs[key]
+        all_reduce_dict(outputs, op='mean')  # NaN in one process is NaN in all, and all stop
+        losses = {key: float(value) for key, value in outputs.items() if 'loss' in key}
+        bad = [f'{key} {value}' for key, value in losses.items() if not math.isfinite(value)]
+        if bad:
+            rates = {rate for group in runner.optim_wrapper.get_lr().values() for rate in group}
+            raise UserError(
+                f'training stopped at iteration {runner.iter + 1}: {", ".join(bad)} at learning '
+                f'rate {few(f"{rate:g}" for rate in sorted(rates, reverse=True))}, on '
+                f'{", ".join(_images(data_batch))}; lower the learning rate, or look at these '
+                'images; the checkpoints written before are sound'
+            )
+        if self.is_last_train_iter(runner) or any(
+            hook.every_n_train_iters(runner, hook.interval)
+            for hook in runner.hooks
+            if isinstance(hook, CheckpointHook)
+        ):
+            self._check_weights(runner)  # before an older checkpoint is removed for it
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Look at the weights before they are saved, where checkpoints go by epochs."""
+        self._check_weights(runner)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Look at the weights: predictions of NaN are scored as class 0, without a word."""
+        self._check_weights(runner)
+
+    def _check_weights(self, runner: Runner) -> None:
+        weights = _unwrapped(runner.model).state_dict()
+        check_finite(weights, f'the model in training, near iteration {runner.iter + 1},')
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """Batch norm's running means and variances that each process updates by its own images."""
+    return [
+        statistic
+        for module in model.modules()
+        # SyncBN's and frozen ones are the same everywhere, and averaging would round them
+        if isinstance(module, _BatchNorm)
+        and not isinstance(module, nn.SyncBatchNorm)
+        and module.training
+        for statistic in (module.running_mean, module.running_var)
+        if statistic is not None
+    ]
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _images(data_batch: Any) -> list[str]:
+    """The images of a batch as the data loader gave it."""
+    samples = data_batch.get('data_samples', ()) if isinstance(data_batch, dict) else ()
+    return [str(getattr(sample, 'img_path', 'an image without a path')) for sample in samples]
