@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -37,6 +36,7 @@ class TorchSession:
         load, *rest = model.cfg.test_pipeline
         kept = [t for t in rest if t['type'] != 'LoadAnnotations']
         self.pipeline = Compose([dict(load, type='LoadImageFromNDArray'), *kept])
+        self.load = Compose([{k: v for k, v in load.items() if k != 'to_float32'}])
         meta = model.dataset_meta or {}
         self.classes = tuple(meta.get('classes') or ())
         self.palette = tuple(tuple(colour) for colour in meta.get('palette') or ())
@@ -46,10 +46,8 @@ class TorchSession:
         """Read as the config's pipeline does, after Pillow has seen that the file is whole."""
         with Image.open(path) as image:
             image.load()  # raises where the file is cut short; OpenCV 4 fills in grey and goes on
-        pixels = mmcv.imread(path, channel_order='rgb')
-        if pixels is None:
-            raise ValueError('not an image that OpenCV reads')
-        return pixels
+        loaded = self.load({'img_path': str(path)})
+        return loaded['img'][..., ::-1]
 
     def __call__(self, images: list[Pixels]) -> list[Labels]:
         """Label maps of images of one size."""
