@@ -233,7 +233,8 @@ def check_classes(
         UserError: They have other names or another order, so that scores would mean nothing.
     """
     meta = checkpoint.get('meta')
-    trained = (meta.get('dataset_meta') or {}).get('classes') if isinstance(meta, Mapping) else None
+    meta = meta if isinstance(meta, Mapping) else {}
+    trained = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')  # mmseg 0.x
     if not trained:
         print(f'Note: {source} does not name its classes; they are taken in the order of the data')
     elif classes and list(trained) != list(classes):

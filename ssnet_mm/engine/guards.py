@@ -59,9 +59,10 @@ class GuardHook(Hook):
                 'images; the checkpoints written before are sound'
             )
         if self.is_last_train_iter(runner) or any(
-            hook.every_n_train_iters(runner, hook.interval)
+            isinstance(hook, CheckpointHook)
+            and not hook.by_epoch
+            and hook.every_n_train_iters(runner, hook.interval)
             for hook in runner.hooks
-            if isinstance(hook, CheckpointHook)
         ):
             self._check_weights(runner)  # before an older checkpoint is removed for it
 
