@@ -47,8 +47,10 @@ class GuardHook(Hook):
         if getattr(_unwrapped(runner.model), 'out_channels', None) == 1:
             for key in [key for key in outputs if key.endswith('acc_seg')]:
                 del outputs[key]
-        all_reduce_dict(outputs, op='mean')  # NaN in one process is NaN in all, and all stop
-        losses = {key: float(value) for key, value in outputs.items() if 'loss' in key}
+        reduced = {key: value.detach() for key, value in outputs.items()}
+        all_reduce_dict(reduced, op='mean')  # NaN in one process is NaN in all, and all stop
+        outputs.update(reduced)
+        losses = {key: value.item() for key, value in reduced.items() if 'loss' in key}
         bad = [f'{key} {value}' for key, value in losses.items() if not math.isfinite(value)]
         if bad:
             rates = {rate for group in runner.optim_wrapper.get_lr().values() for rate in group}
