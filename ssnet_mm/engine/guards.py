@@ -66,19 +66,19 @@ class GuardHook(Hook):
             and hook.every_n_train_iters(runner, hook.interval)
             for hook in runner.hooks
         ):
-            self._check_weights(runner)  # before an older checkpoint is removed for it
+            _check_weights(runner, runner.iter + 1)  # before an older checkpoint is removed for it
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Look at the weights before they are saved, where checkpoints go by epochs."""
-        self._check_weights(runner)
+        _check_weights(runner, runner.iter)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Look at the weights: predictions of NaN are scored as class 0, without a word."""
-        self._check_weights(runner)
+        _check_weights(runner, runner.iter)
 
-    def _check_weights(self, runner: Runner) -> None:
-        weights = _unwrapped(runner.model).state_dict()
-        check_finite(weights, f'the model in training, near iteration {runner.iter + 1},')
+
+def _check_weights(runner: Runner, iteration: int) -> None:
+    check_finite(_unwrapped(runner.model).state_dict(), f'the model at iteration {iteration}')
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
