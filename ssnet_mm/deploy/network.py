@@ -57,6 +57,7 @@ def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32'
         precision=precision,
         classes=tuple(meta.get('classes') or ()),
         palette=tuple((int(r), int(g), int(b)) for r, g, b in meta.get('palette') or ()),
+        first_index=int(bool(meta.get('reduce_zero_label'))),
     )
 
 

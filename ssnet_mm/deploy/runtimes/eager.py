@@ -42,6 +42,7 @@ class TorchSession:
         self.classes = tuple(meta.get('classes') or ())
         self.palette = tuple(tuple(colour) for colour in meta.get('palette') or ())
         self.num_classes = model.num_classes
+        self.first_index = int(bool(meta.get('reduce_zero_label')))
         self.bands = image_bands(model)
 
     def read(self, path: Path) -> Pixels:
