@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.dist import all_reduce_dict, all_reduce_params
@@ -28,10 +29,23 @@ class GuardHook(Hook):
 
     Raises:
         UserError: From ``Runner.train``: names the iteration, the loss, the learning rate and the
-            images, or the weights.
+            images, or the weights. Or a batch's images differ in size.
     """
 
     priority = 'HIGHEST'  # before losses are logged, weights averaged (EMAHook) or saved
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Will the images of a batch be of one size?"""
+        preprocessor = getattr(_unwrapped(runner.model), 'data_preprocessor', None)
+        size = getattr(preprocessor, 'size', None)
+        if size is not None:  # else all are padded to the largest
+            _check_sizes(data_batch, size, f'crop them to {size[1]}x{size[0]}, with RandomCrop')
+
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Are the images of a batch of one size? mmseg pads them in training only."""
+        _check_sizes(data_batch, (0, 0), 'validate and test with batch_size=1')
+
+    before_test_iter = before_val_iter
 
     def after_train_iter(
         self,
@@ -57,8 +71,8 @@ class GuardHook(Hook):
             raise UserError(
                 f'training stopped at iteration {runner.iter + 1}: {", ".join(bad)} at learning '
                 f'rate {few(f"{rate:g}" for rate in sorted(rates, reverse=True))}, on '
-                f'{", ".join(_images(data_batch))}; lower the learning rate, or look at these '
-                'images; the checkpoints written before are sound'
+                f'{", ".join(_images(data_batch)) or "unnamed images"}; lower the learning rate, '
+                'or look at these images; the checkpoints written before are sound'
             )
         if self.is_last_train_iter(runner) or any(
             isinstance(hook, CheckpointHook)
@@ -93,6 +107,24 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
         for statistic in (module.running_mean, module.running_var)
         if statistic is not None
     ]
+
+
+def _check_sizes(data_batch: Any, least: Sequence[int], mend: str) -> None:
+    """UserError where images differ in size after those smaller than ``least`` were padded."""
+    inputs = data_batch.get('inputs', ()) if isinstance(data_batch, dict) else ()
+    sizes = [
+        (max(i.shape[-2], least[0]), max(i.shape[-1], least[1]))
+        for i in inputs
+        if isinstance(i, Tensor)
+    ]
+    other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
+    if other is not None:
+        names = _images(data_batch)
+        raise UserError(
+            f'a batch of images of different sizes: {names[0]} comes with '
+            f'{sizes[0][1]}x{sizes[0][0]} pixels, {names[other]} with '
+            f'{sizes[other][1]}x{sizes[other][0]}; {mend}'
+        )
 
 
 def _unwrapped(model: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class ClassIoUMetric(IoUMetric):
 
 
 def check_outputs(evaluator: Any, datasets: Iterable[Any]) -> None:
-    """Would each image's result be written to a file of its own?
+    """Would each image's result be written to a file of its own, and over none of the data?
 
     mmseg's metrics name them by the image's name alone, without its folder and suffix.
 
@@ -62,16 +62,25 @@ def check_outputs(evaluator: Any, datasets: Iterable[Any]) -> None:
         datasets: Those tested.
 
     Raises:
-        UserError: One would overwrite another's.
+        UserError: One would overwrite another's, or a label map or an image.
     """
     metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
-    if not any(isinstance(m, Mapping) and m.get('output_dir') for m in metrics):
+    folders = {
+        Path(metric['output_dir']).resolve()
+        for metric in metrics
+        if isinstance(metric, Mapping) and metric.get('output_dir')
+    }
+    if not folders:
         return
     seen: dict[str, str] = {}
     for dataset in datasets:
         for i in range(len(dataset)):
-            image = dataset.get_data_info(i)['img_path']
-            other = seen.setdefault(PurePath(image).stem, image)
+            info = dataset.get_data_info(i)
+            image = info['img_path']
+            for path in filter(None, (image, info.get('seg_map_path'))):
+                if Path(path).resolve().parent in folders:
+                    raise UserError(f'results would be written over {path}; name another folder')
+            other = seen.setdefault(Path(image).stem, image)
             if other != image:
                 raise UserError(
                     f'the results of {other} and {image} would be written to one file; test them '

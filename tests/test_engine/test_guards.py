@@ -139,6 +139,26 @@ for loader in (train_dataloader, val_dataloader):
     assert seen == [{'loss', 'decode.loss_ce'} | (set() if one else {'decode.acc_seg'})] * 2
 
 
+@pytest.mark.parametrize(
+    ('loader', 'mend'),
+    [('train', 'crop them to 32x32'), ('val', 'validate and test with'), ('test', 'validate and')],
+)
+def test_images_of_different_sizes_in_a_batch_are_named(
+    tiny_config, tiny_data, tmp_path, loader, mend
+):
+    for folder, suffix in (('JPEGImages', 'jpg'), ('SegmentationClass', 'png')):
+        path = tiny_data / folder / f'1.{suffix}'
+        Image.open(path).crop((0, 0, 40, 32)).save(path)
+    changes = 'train_dataloader["sampler"]["shuffle"] = False\n' + (
+        'del train_pipeline[2]' if loader == 'train' else f'{loader}_dataloader["batch_size"] = 2'
+    )
+    cfg = launch.load_config(tiny_config(changes))
+    cfg.work_dir, cfg.launcher = str(tmp_path / 'work'), 'none'
+    message = f'0.jpg comes with 45x37 pixels, .*1.jpg with 40x32; {mend}'
+    with pytest.raises(UserError, match=message):
+        launch.run(cfg, 'test' if loader == 'test' else 'train')
+
+
 TWO_PROCESSES = """
 import sys
 from types import SimpleNamespace

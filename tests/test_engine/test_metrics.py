@@ -39,6 +39,14 @@ def test_each_class_has_its_score():
     assert scores['aAcc'] == 80
 
 
+def test_one_channel_is_scored_as_two_classes():
+    scored = metric('background', 'road')
+    scored.process({}, [sample([[0.0, 1.0, 1.0, 1.0]], [[0, 0, 1, 1]])])  # as mmseg gives them
+    scores = scored.evaluate(1)
+    assert (scores['IoU.background'], scores['IoU.road']) == (50, 66.67)
+    assert scores['mIoU'] == pytest.approx(58.33)
+
+
 def test_a_label_that_is_no_class_raises_no_score():
     scored = metric('sky', 'road')
     scored.process({}, [sample([[0, 1]], [[0, 255]])])
@@ -78,6 +86,17 @@ def test_one_result_is_not_written_over_another(tiny_config, tiny_data, tmp_path
     line = fails(*arguments, '--out', tmp_path / 'out')
     assert '1.jpg and ' in line and 'b/1.jpg would be written to one file; test them' in line
     assert not (tmp_path / 'out').exists() and not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('folder', ['SegmentationClass', 'JPEGImages'])
+def test_results_are_not_written_over_the_data(tiny_config, tiny_data, tmp_path, fails, folder):
+    config, checkpoint = tiny_config(), tmp_path / 'a.pth'
+    torch.save(init_model(config, None, 'cpu').state_dict(), checkpoint)
+    before = (tiny_data / 'SegmentationClass' / '0.png').read_bytes()
+    out = ['--out', tiny_data / 'JPEGImages' / '..' / folder]
+    line = fails('test', config, checkpoint, '--work-dir', tmp_path / 'new', *out)
+    assert f'results would be written over {tiny_data / folder}/0.' in line
+    assert (tiny_data / 'SegmentationClass' / '0.png').read_bytes() == before
 
 
 def test_results_that_nobody_writes_may_share_a_name(tiny_config):
