@@ -6,7 +6,7 @@ from helpers.processes import run
 
 SCRIPT = """
 import torch
-import mmcv.cnn, mmseg.apis, mmseg.datasets, mmseg.models  # what the package builds on
+import mmcv.cnn, mmseg.apis, mmseg.datasets, mmseg.evaluation, mmseg.models  # built on
 from mmengine import registry as root
 from mmengine.fileio.backends import backends
 from mmseg import registry
@@ -31,14 +31,17 @@ assert safe_after == safe_before, 'something more may be unpickled'
 def test_an_import_adds_the_parts_and_nothing_else():
     *_, parts, backends = run(sys.executable, '-c', SCRIPT).splitlines()
     assert parts.split(', ') == [
+        'mmengine.hook.GuardHook',
         'mmengine.hook.PlainCheckpointHook',
         'mmengine.model.SeparableConv2d',
         'mmengine.weight initializer.ForeignPretrained',
         'mmseg.dataset.CamVidDataset',
+        'mmseg.metric.ClassIoUMetric',
         'mmseg.model.CaffeFCN8Head',
         'mmseg.model.DistilledEncoderDecoder',
         'mmseg.model.FCN8Head',
         'mmseg.model.KLDistillLoss',
+        'mmseg.model.MeanProbabilityTTAModel',
         'mmseg.model.VGG16',
     ]
     assert backends == 'atomic'

@@ -12,11 +12,15 @@ default_hooks = dict(
         by_epoch=False,
         interval=2000,
         max_keep_ckpts=2,
-        save_best='mIoU',
+        save_best='mIoU',  # or one class: 'IoU.car'
+        # With these in its name a metric is the better the greater.
+        greater_keys=['IoU', 'Acc', 'Dice', 'Fscore', 'Precision', 'Recall'],
         backend_args=dict(backend='atomic'),
     ),
     # Checkpoints hold plain data only, so that torch's weights-only loading takes them everywhere.
     plain_checkpoint=dict(type='PlainCheckpointHook'),
+    # Stops at NaN and infinity; batch norm's statistics and losses are those of all processes.
+    guard=dict(type='GuardHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
@@ -25,7 +29,7 @@ log_processor = dict(by_epoch=False)
 log_level = 'INFO'
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
-tta_model = dict(type='SegTTAModel')
+tta_model = dict(type='MeanProbabilityTTAModel')
 load_from = None
 resume = False
 

@@ -14,6 +14,9 @@ from ssnet_mm.models import CaffeFCN8Head
 
 _LOADING = ('LoadImageFromFile', 'LoadImageFromNDArray', 'LoadAnnotations', 'PackSegInputs')
 
+# LoadImageFromFile's defaults: RGB, turned upright as EXIF says
+_READING = dict(color_type='color', imdecode_backend='cv2')
+
 
 def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32') -> Processor:
     """Read off a segmentor what surrounds its network.
@@ -32,6 +35,13 @@ def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32'
             'the test pipeline can not be exported: it may load, Resize once and pack, but has '
             f'{", ".join(types)}'
         )
+    load: dict[str, Any] = next((t for t in pipeline if t['type'] == 'LoadImageFromFile'), {})
+    other = {k: load[k] for k, usual in _READING.items() if load.get(k, usual) != usual}
+    if other:
+        raise UserError(
+            f'LoadImageFromFile of the test pipeline has {other}, and whoever runs an exported '
+            f'file reads with {_READING}'
+        )
     normalises = preprocessor._enable_normalize
     meta = getattr(model, 'dataset_meta', None) or {}
     return Processor(
@@ -47,6 +57,7 @@ def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32'
         precision=precision,
         classes=tuple(meta.get('classes') or ()),
         palette=tuple((int(r), int(g), int(b)) for r, g, b in meta.get('palette') or ()),
+        first_index=int(bool(meta.get('reduce_zero_label'))),
     )
 
 

@@ -84,6 +84,8 @@ def predict_images(
     """Write ``overlay/<name>.png`` and ``index/<name>.png`` for each image, with a progress line.
 
     The index map is a palette PNG: its pixel values are class indices, and it shows their colours.
+    Of a model trained with ``reduce_zero_label`` they are those of the annotations, from 1 on, as
+    tools/test.py --out writes them.
 
     Returns:
         What went wrong with the images that were skipped, each named.
@@ -102,8 +104,10 @@ def predict_images(
             known = isinstance(error, UserError) and str(image_path) in message
             failures.append(message if known else f'{image_path} ({message})')
             continue
-        indexed = Image.fromarray(labels)
-        indexed.putpalette(segment.colours.tobytes())  # mode L becomes P
+        first = getattr(segment.session, 'first_index', 0)
+        indexed = Image.fromarray(labels + np.uint8(first))
+        # mode L becomes P
+        indexed.putpalette(bytes(3 * first) + segment.colours.tobytes()[: 3 * (256 - first)])
         overlay = segment.overlay(pixels, labels, opacity)
         for kind, picture in (('overlay', overlay), ('index', indexed)):
             png = io.BytesIO()

@@ -41,6 +41,8 @@ class Processor:
         precision: 'fp32', 'fp16' or 'int8'.
         classes: Names, or empty.
         palette: RGB colours, or empty.
+        first_index: What index maps written to files hold for the first class: 1 where the data
+            set's annotations do (``reduce_zero_label``).
     """
 
     num_classes: int
@@ -55,6 +57,7 @@ class Processor:
     precision: str = 'fp32'
     classes: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
+    first_index: int = 0
 
     def to_json(self) -> str:
         """One line of text."""

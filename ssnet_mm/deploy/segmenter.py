@@ -108,9 +108,15 @@ class Segmenter:
             return to_rgb(image)
         if not isinstance(image, np.ndarray):
             raise UserError(f'expected a path, a PIL image or an array, got {type(image).__name__}')
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        bands = getattr(self.session, 'bands', ()) or (3,)
+        if (
+            image.dtype != np.uint8
+            or image.ndim != 3
+            or image.shape[2] not in bands
+            or not image.size
+        ):
             raise UserError(
-                'an image array must be uint8 of shape (height, width, 3), RGB; got '
+                f'an image array must be uint8 of shape (height, width, {bands[0]}), RGB; got '
                 f'{image.dtype} of shape {image.shape}'
             )
         return image
@@ -129,6 +135,7 @@ class Segmenter:
         if labels.shape != pixels.shape[:2]:
             raise UserError(f'labels of shape {labels.shape} for an image of {pixels.shape[:2]}')
         colours = self.colours[labels].astype(np.float32)
+        pixels = pixels[..., :3]  # of one band, which is repeated, of three, or of more
         mixed = pixels * np.float32(1 - opacity) + colours * np.float32(opacity)
         return Image.fromarray(mixed.round().astype(np.uint8))
 

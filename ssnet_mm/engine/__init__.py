@@ -1,12 +1,15 @@
-"""What joins mmengine's Runner: safe checkpoints, atomic files, launching and predicting."""
+"""What joins mmengine's Runner: safe checkpoints, guards, metrics, launching."""
 
 from ssnet_mm.files import atomic_write
 
 from .backends import AtomicBackend
 from .checkpoint import load_checkpoint, load_state_dict, read_checkpoint
+from .guards import GuardHook
 from .hooks import PlainCheckpointHook
+from .metrics import ClassIoUMetric
+from .tta import MeanProbabilityTTAModel
 
 __all__ = [
-    'AtomicBackend', 'PlainCheckpointHook', 'atomic_write', 'load_checkpoint', 'load_state_dict',
-    'read_checkpoint',
+    'AtomicBackend', 'ClassIoUMetric', 'GuardHook', 'MeanProbabilityTTAModel',
+    'PlainCheckpointHook', 'atomic_write', 'load_checkpoint', 'load_state_dict', 'read_checkpoint',
 ]  # fmt: skip

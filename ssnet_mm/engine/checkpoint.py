@@ -13,8 +13,9 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 from torch import Tensor, nn
 
-from ssnet_mm.errors import UserError, listed, require
+from ssnet_mm.errors import UserError, few, listed, require
 
 # Files that this process has read without running code: name, time of change, size.
 _read: set[tuple[str, int, int]] = set()
@@ -176,6 +177,7 @@ def load_state_dict(
         for key in result.missing_keys
         if key not in misshapen and not key.endswith('num_batches_tracked')
     ]
+    check_finite(given, source)
     problems = listed(
         dict(
             missing=missing,
@@ -195,6 +197,54 @@ def _class_hint(model: nn.Module, misshapen: Mapping[str, tuple[tuple[int, ...],
         if key.startswith('decode_head.') and ours[:1] == (classes,) and ours[1:] == theirs[1:]:
             return f'it was trained for {theirs[0]} classes, the config says {classes}'
     return ''
+
+
+def check_finite(weights: Mapping[str, Any], source: str | os.PathLike[str]) -> None:
+    """UserError, naming the tensors, where weights hold NaN or infinity.
+
+    Attention masks, which may hold -inf, are left out.
+    """
+    spoilt = [
+        name
+        for name, value in weights.items()
+        if isinstance(value, Tensor)
+        and value.is_floating_point()
+        and not name.endswith('mask')
+        and not value.isfinite().all()
+    ]
+    if spoilt:
+        raise UserError(
+            f'{source} is spoilt: NaN or infinity in {few(spoilt)} ({len(spoilt)} of '
+            f'{len(weights)} tensors); go back to an earlier checkpoint, with a lower learning rate'
+        )
+
+
+def check_classes(
+    checkpoint: Mapping[str, Any], source: str | os.PathLike[str], classes: Sequence[str]
+) -> None:
+    """Are a checkpoint's classes those of a data set, in the same order?
+
+    Args:
+        checkpoint: Whole; mmengine writes the classes of the training data into its ``meta``.
+        source: Its file, for the message.
+        classes: Of the data set; empty where it names none.
+
+    Raises:
+        UserError: They have other names or another order, so that scores would mean nothing.
+    """
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, Mapping) else {}
+    trained = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')  # mmseg 0.x
+    if not trained:
+        print(f'Note: {source} does not name its classes; they are taken in the order of the data')
+    elif classes and list(trained) != list(classes):
+        pairs = zip_longest(trained, classes)
+        label, (theirs, ours) = next(p for p in enumerate(pairs) if p[1][0] != p[1][1])
+        how = 'in another order' if sorted(trained) == sorted(classes) else 'of other names'
+        raise UserError(
+            f'{source} was trained on classes {how}: label {label} is {theirs!r} there, {ours!r} '
+            "in the data set; give the data set's metainfo the checkpoint's classes, in their order"
+        )
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:

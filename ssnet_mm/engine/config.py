@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -109,7 +110,14 @@ def config_meta(cfg: Config) -> dict[str, Any]:
         return {}
     _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
     known = DATASETS.get(dataset['type'])
-    return {**getattr(known, 'METAINFO', {}), **dataset.get('metainfo', {})}
+    # some of mmseg's data sets have it by default
+    reduced = inspect.signature(known).parameters.get('reduce_zero_label') if known else None
+    default = reduced is not None and reduced.default is True
+    return {
+        'reduce_zero_label': dataset.get('reduce_zero_label', default),
+        **getattr(known, 'METAINFO', {}),
+        **dataset.get('metainfo', {}),
+    }
 
 
 def swaps_channels(preprocessor: Any) -> bool:

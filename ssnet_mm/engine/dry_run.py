@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 
 from ssnet_mm.engine import settings
 from ssnet_mm.engine.config import config_errors
+from ssnet_mm.engine.guards import check_training_batch
 from ssnet_mm.errors import UserError
 
 OUT_OF_MEMORY = (
@@ -79,7 +80,9 @@ def dry_run(
             with config_errors(f'a training step on train_dataloader of {cfg.filename}'):
                 trial.train()
                 # batch norm needs two values a channel, of maps that may be of one pixel
-                trial.train_step(_batch(loader, min(2, loader.batch_size or 2)), optimizer)
+                batch = _batch(loader, min(2, loader.batch_size or 2))
+                check_training_batch(trial, batch)
+                trial.train_step(batch, optimizer)
         if f'{stage}_dataloader' in datasets and evaluator:
             names = _evaluate(cfg, stage, trial, evaluator, datasets[f'{stage}_dataloader'])
             if mode == 'train':

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 
 from ssnet_mm.engine.checkpoint import (
     allow_history,
+    check_finite,
     find_checkpoint,
     load_state_dict,
     pretrained_weights,
@@ -80,7 +81,8 @@ def restore_history(checkpoint: dict[str, Any]) -> None:
 class PlainCheckpointHook(Hook):
     """Keep checkpoints plain when they are written, and look at them before they are loaded.
 
-    What is written loads with ``torch.load(path, weights_only=True)`` anywhere. What is loaded, for
+    What is written loads with ``torch.load(path, weights_only=True)`` anywhere, and its weights are
+    finite. What is loaded, for
     ``load_from``, ``resume`` or ``init_cfg=dict(type='Pretrained')``, was first read without
     running code; resuming then works under torch >= 2.6 for checkpoints of other configs too.
 
@@ -89,7 +91,8 @@ class PlainCheckpointHook(Hook):
             on with whatever random weights are left.
 
     Raises:
-        UserError: From the Runner's ``train``, ``val`` or ``test``, before any weight is loaded.
+        UserError: From the Runner's ``train``, ``val`` or ``test``, before any weight is loaded;
+            or where weights to be written hold NaN or infinity: then no file is.
     """
 
     priority = 'LOWEST'  # after the hooks that add to a checkpoint
@@ -109,6 +112,8 @@ class PlainCheckpointHook(Hook):
         allow_history()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        for key in ('state_dict', 'ema_state_dict'):
+            check_finite(checkpoint.get(key, {}), f'what iteration {runner.iter + 1} would save')
         for key, value in checkpoint.items():
             checkpoint[key] = to_plain(value)
 

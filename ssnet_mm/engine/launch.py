@@ -21,8 +21,10 @@ from torch.utils.data import DataLoader
 from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
 from ssnet_mm.engine.dry_run import OUT_OF_MEMORY
+from ssnet_mm.engine.guards import GuardHook
 from ssnet_mm.engine.hooks import PlainCheckpointHook
 from ssnet_mm.engine.preflight import Prepared, preflight
+from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.errors import UserError
 from ssnet_mm.malloc import keep_freed_memory
 
@@ -115,6 +117,8 @@ def use_tta(cfg: Config) -> None:
     for _, dataset in single_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset'):
         dataset['pipeline'] = cfg.tta_pipeline
     cfg.model = dict(cfg.tta_model, module=cfg.model)
+    if cfg.model.type == 'SegTTAModel':
+        cfg.model.type = 'MeanProbabilityTTAModel'  # the same, but for one output channel
 
 
 def write_predictions(cfg: Config, folder: str) -> None:
@@ -161,8 +165,9 @@ def run(
         _join_cpu_processes(cfg)
     with config_errors(f'config {cfg.filename}'):
         runner = _runner_class(cfg, prepared).from_cfg(cfg)
-    if not any(isinstance(hook, PlainCheckpointHook) for hook in runner.hooks):
-        runner.register_hook(PlainCheckpointHook())  # no unsafe or partial loading in our tools
+    for kind in (PlainCheckpointHook, GuardHook):  # in our tools, whatever a config's hooks are
+        if not any(isinstance(hook, kind) for hook in runner.hooks):
+            runner.register_hook(kind())
     for hook in hooks:
         runner.register_hook(hook)
     for note in prepared.notes:
@@ -199,7 +204,9 @@ def _runner_class(cfg: Config, prepared: Prepared) -> type[Runner]:
                         dataloader = {**dataloader, 'dataset': dataset}
                         del prepared.datasets[i]  # mmengine copies it
                         break
-            return base.build_dataloader(dataloader, *args, **kwargs)
+            loader = base.build_dataloader(dataloader, *args, **kwargs)
+            check_samples(loader.dataset, prepared.model)
+            return loader
 
     return PreparedRunner
 

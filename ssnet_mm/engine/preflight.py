@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ssnet_mm.checks import Report, Split, check_lists, check_splits, contact_sheet
 from ssnet_mm.engine import settings
 from ssnet_mm.engine.checkpoint import (
+    check_classes,
     find_checkpoint,
     load_state_dict,
     pretrained_weights,
@@ -28,6 +29,8 @@ from ssnet_mm.engine.checkpoint import (
 )
 from ssnet_mm.engine.config import build_segmentor, config_errors, single_datasets
 from ssnet_mm.engine.dry_run import build_evaluator, dry_run, whole_dataset
+from ssnet_mm.engine.metrics import check_outputs
+from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.files import write_result
 
@@ -106,10 +109,16 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     checkpoint = read_to_load(path, resume) if path else {}
     if path:
         load_state_dict(model, weights_of(checkpoint, path), path)
+        if mode == 'test' or resume:  # other weights may be a start for other classes
+            check_classes(checkpoint, path, datasets[0][2].metainfo.get('classes') or ())
+    if mode == 'test':
+        check_outputs(cfg.get('test_evaluator'), [built for *_, built in datasets])
     evaluator = build_evaluator(cfg, mode)
     settings.check_ignore_index(model, cfg, list(whole), evaluator.metrics if evaluator else [])
     if not skip_data_check and _is_first_process(cfg):
         notes += _look_at_data(cfg, datasets)
+    for dataset in whole.values():
+        check_samples(dataset, model)
     resumed = (path, checkpoint) if path and resume else None
     notes += dry_run(cfg, mode, model, whole, evaluator, resumed)
     reused = [(cfg[loader]['dataset'], dataset) for loader, dataset in whole.items()]

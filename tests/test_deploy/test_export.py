@@ -210,6 +210,7 @@ def test_processors_of_configs(tiny_config):
     for changes, message in (
         ('test_pipeline[1:1] = [dict(type="RandomFlip", prob=0.5)]', 'has LoadImageFromFile, Rand'),
         (resize.replace('True', 'True, backend="pillow"'), 'Resize with backend can not'),
+        ('test_pipeline[0]["color_type"] = "grayscale"', "has {'color_type': 'grayscale'}, and"),
         ('model["test_cfg"] = dict(mode="slide")', 'model.test_cfg.mode=whole'),
         ('model["data_preprocessor"]["test_cfg"] = dict(size_divisor=32)', 'pads test images'),
     ):

@@ -85,16 +85,26 @@ def test_an_unreadable_image_is_named_and_the_others_are_done(red, pictures, tmp
     assert re.search(r'\[4/4\] elapsed: \d+s\r\n$', capsys.readouterr().err)
 
 
-def test_torch_reads_as_mmcv_does_and_refuses_what_opencv_fills_in(pictures, monkeypatch):
+def test_torch_reads_as_the_pipeline_does_and_refuses_what_opencv_fills_in(
+    pictures, tiny_config, monkeypatch
+):
     import mmcv
 
-    Image.effect_noise((64, 64), 99).save(pictures / 'cut.jpg')
-    session = TorchSession.__new__(TorchSession)
-    expected = mmcv.imread(str(pictures / 'cut.jpg'), channel_order='rgb')
-    np.testing.assert_array_equal(session.read(pictures / 'cut.jpg'), expected)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn
+    Image.effect_noise((64, 48), 99).save(pictures / 'cut.jpg', exif=turned)
+    for setting, shape in (('', (64, 48, 3)), ('color_ignore_orientation', (48, 64, 3))):
+        reading = f'test_pipeline[0]["color_type"] = "{setting}"' if setting else ''
+        model = init_model(tiny_config(reading), device='cpu')
+        session = TorchSession(model_module.ready(model, model.cfg))
+        pixels = session.read(pictures / 'cut.jpg')
+        flag = setting or 'color'
+        expected = mmcv.imread(str(pictures / 'cut.jpg'), flag=flag, channel_order='rgb')
+        np.testing.assert_array_equal(pixels, expected)
+        assert pixels.shape == shape
     os.truncate(pictures / 'cut.jpg', os.path.getsize(pictures / 'cut.jpg') // 2)
     # as OpenCV 4 does, which fills in grey where a file is cut short
-    monkeypatch.setattr(mmcv, 'imread', lambda *_, **__: np.zeros((64, 64, 3), np.uint8))
+    monkeypatch.setattr(mmcv, 'imfrombytes', lambda *_, **__: np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(OSError, match='truncated'):
         session.read(pictures / 'cut.jpg')
 

@@ -86,7 +86,7 @@ def test_tta_reaches_wrapped_data_sets(tiny_config):
     cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[cfg.dataset, cfg.dataset])
     launch.use_tta(cfg)
     assert [d.pipeline for d in cfg.test_dataloader.dataset.datasets] == [cfg.tta_pipeline] * 2
-    assert cfg.model.type == 'SegTTAModel' and cfg.model.module.type == 'EncoderDecoder'
+    assert cfg.model.type == 'MeanProbabilityTTAModel' and cfg.model.module.type == 'EncoderDecoder'
     with pytest.raises(UserError, match='--tta needs tta_model and tta_pipeline'):
         launch.use_tta(launch.load_config(tiny_config('tta_model = None')))
 

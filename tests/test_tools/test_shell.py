@@ -10,6 +10,9 @@ import pytest
 import torch
 from helpers.processes import run
 from mmengine.device import get_device
+from mmengine.runner import Runner
+
+from ssnet_mm.engine.launch import load_config
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 USAGE = {
@@ -50,14 +53,19 @@ def test_slurm_scripts_hand_everything_to_srun(tmp_path, name):
 @pytest.mark.skipif(get_device() != 'cpu', reason='two processes on CPU, where there is no GPU')
 def test_two_processes_train_together(tiny_config, tmp_path):
     # finds every parameter that gets no gradient: DDP stops on it
-    changes = 'train_cfg["max_iters"] = 3\ntrain_cfg["val_interval"] = 3'
+    changes = (
+        'train_cfg.update(max_iters=3, val_interval=3)\n'
+        'model["backbone"]["norm_cfg"]["momentum"] = 0.9\n'
+        'default_hooks["checkpoint"].update(interval=3, save_best="mIoU")'
+    )
+    config = tiny_config(changes)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
     assert shutil.which('python', path=path)
     done = subprocess.run(
-        [TOOLS / 'dist_train.sh', tiny_config(changes), '2', '--work-dir', 'work'],
+        [TOOLS / 'dist_train.sh', config, '2', '--work-dir', 'work'],
         cwd=tmp_path,  # not the project's folder
         env={**os.environ, 'PATH': path, 'PORT': str(port), 'OMP_NUM_THREADS': '1'},
         capture_output=True,
@@ -65,6 +73,12 @@ def test_two_processes_train_together(tiny_config, tmp_path):
         timeout=180,
     )
     assert done.returncode == 0, done.stderr[-12000:]
-    assert re.search(r'Iter\(val\) \[2/2\] .*mIoU: ', done.stdout + done.stderr)  # 4 images, by 2
+    printed = done.stdout + done.stderr
+    (logged,) = re.findall(r'Iter\(val\) \[2/2\] .*mIoU: ([0-9.]+)', printed)  # 4 images, by 2
+    # what was validated is what was saved: each process has its own batch norm statistics
+    for name in ('iter_3.pth', 'best_mIoU_iter_3.pth'):
+        cfg = load_config(config, {'experiment_name': name})
+        cfg.update(load_from=str(tmp_path / 'work' / name), work_dir=str(tmp_path / 'tested'))
+        assert round(Runner.from_cfg(cfg).test()['mIoU'], 4) == float(logged) > 0
     checkpoint = torch.load(tmp_path / 'work' / 'iter_3.pth', weights_only=True)
     assert not any(key.startswith('module.') for key in checkpoint['state_dict'])

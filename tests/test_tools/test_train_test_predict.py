@@ -129,3 +129,30 @@ def test_painted_predictions_go_where_show_dir_says(tool, tiny_config, tmp_path)
     )
     painted = os.listdir(tmp_path / 'painted' / 'vis_data' / 'vis_image')
     assert len(painted) == 4 and all(name.startswith('test_') for name in painted)
+
+
+def test_index_maps_hold_the_values_of_the_annotations(tool, tiny_config, tiny_data, tmp_path):
+    for path in (tiny_data / 'SegmentationClass').iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask == 255, 0, mask + 1).astype(np.uint8)).save(path)
+    reduced = """
+for loader in (train_dataloader, val_dataloader):
+    loader['dataset']['reduce_zero_label'] = True
+"""
+    config, work = tiny_config(reduced), tmp_path / 'work'
+    tool('train').main([config, '--work-dir', str(work)])
+    whole = work / 'iter_2.pth'
+    bare = tmp_path / 'bare.pth'  # whose classes are taken from the config
+    torch.save(torch.load(whole, weights_only=True)['state_dict'], bare)
+    out = str(tmp_path / 'out')
+    tool('test').main([config, str(whole), '--work-dir', str(tmp_path / 't'), '--out', out])
+    for checkpoint in (whole, bare):
+        arguments = [config, str(checkpoint), str(tiny_data / 'JPEGImages')]
+        tool('predict').main([*arguments, '--out-dir', str(tmp_path / checkpoint.stem)])
+        for i in range(4):
+            tested = np.array(Image.open(tmp_path / 'out' / f'{i}.png'))
+            index = Image.open(tmp_path / checkpoint.stem / 'index' / f'{i}.png')
+            np.testing.assert_array_equal(tested, index)
+            assert tested.min() >= 1 and tested.max() <= 3
+            palette = np.array([[0, 0, 0], [0, 0, 0], [200, 0, 0], [0, 200, 0]])
+            np.testing.assert_array_equal(palette[tested], index.convert('RGB'))

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -18,6 +17,7 @@ from ssnet_mm.deploy.fusion import fuse as fuse_layers
 from ssnet_mm.deploy.images import Labels, Pixels
 from ssnet_mm.deploy.model import check_device, load_model
 from ssnet_mm.engine.config import load_config
+from ssnet_mm.engine.samples import image_bands
 from ssnet_mm.errors import UserError
 
 
@@ -37,26 +37,42 @@ class TorchSession:
         load, *rest = model.cfg.test_pipeline
         kept = [t for t in rest if t['type'] != 'LoadAnnotations']
         self.pipeline = Compose([dict(load, type='LoadImageFromNDArray'), *kept])
+        self.load = Compose([{k: v for k, v in load.items() if k != 'to_float32'}])
         meta = model.dataset_meta or {}
         self.classes = tuple(meta.get('classes') or ())
         self.palette = tuple(tuple(colour) for colour in meta.get('palette') or ())
         self.num_classes = model.num_classes
+        self.first_index = int(bool(meta.get('reduce_zero_label')))
+        self.bands = image_bands(model)
 
     def read(self, path: Path) -> Pixels:
         """Read as the config's pipeline does, after Pillow has seen that the file is whole."""
         with Image.open(path) as image:
             image.load()  # raises where the file is cut short; OpenCV 4 fills in grey and goes on
-        pixels = mmcv.imread(path, channel_order='rgb')
-        if pixels is None:
-            raise ValueError('not an image that OpenCV reads')
-        return pixels
+        pixels = np.atleast_3d(self.load({'img_path': str(path)})['img'])
+        if pixels.dtype != np.uint8:
+            raise ValueError(f'{pixels.dtype} values, where 8 bits are expected')
+        return _swapped(pixels)
 
     def __call__(self, images: list[Pixels]) -> list[Labels]:
         """Label maps of images of one size."""
-        bgr = [np.ascontiguousarray(image[..., ::-1]) for image in images]
+        for image in images:
+            if self.bands and image.shape[2] not in self.bands:
+                raise UserError(
+                    f'an image of {image.shape[2]} bands, the network takes {self.bands[0]}; see '
+                    'color_type of LoadImageFromFile in the test pipeline'
+                )
+        # a single band has no axis of its own where OpenCV reads it
+        bgr = [_swapped(i) if i.shape[2] > 1 else i[..., 0] for i in images]
         with torch.no_grad():
             results = self.model.test_step(pseudo_collate([self.pipeline({'img': b}) for b in bgr]))
         return [r.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8) for r in results]
+
+
+def _swapped(image: Pixels) -> Pixels:
+    """Red and blue swapped, wherever there are both; further bands stay."""
+    bands = image.shape[2]
+    return image if bands < 3 else np.ascontiguousarray(image[..., [2, 1, 0, *range(3, bands)]])
 
 
 def load(

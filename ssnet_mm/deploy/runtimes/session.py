@@ -28,6 +28,7 @@ class Session:
         self.classes = processor.classes
         self.palette = processor.palette
         self.num_classes = processor.num_classes
+        self.first_index = processor.first_index
 
     def __call__(self, images: list[Pixels]) -> list[Labels]:
         """Label maps of images of one size, at that size."""

@@ -1,0 +1,117 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmseg.apis import init_model
+from PIL import Image
+
+from ssnet_mm.engine.launch import load_config
+from ssnet_mm.engine.metrics import ClassIoUMetric, check_outputs
+from ssnet_mm.errors import UserError
+
+
+def sample(prediction, labels, **more):
+    return {
+        'pred_sem_seg': {'data': torch.tensor([prediction])},
+        'gt_sem_seg': {'data': torch.tensor([labels])},
+        'img_path': 'a/1.jpg',
+        **more,
+    }
+
+
+def metric(*classes, **settings):
+    MMLogger.get_instance('metrics')
+    built = ClassIoUMetric(**settings)
+    built.dataset_meta = dict(classes=classes)
+    return built
+
+
+def test_each_class_has_its_score():
+    scored = metric('sky', 'road', 'car', 'bus')
+    scored.process({}, [sample([[0, 0, 1, 1]], [[0, 0, 1, 255]]), sample([[0, 2]], [[2, 2]])])
+    scores = scored.evaluate(2)
+    # sky: 2 pixels right, 1 of car's taken for it; car: 1 of 2 found; a bus is nowhere
+    assert scores['IoU.sky'] == 66.67 and scores['IoU.road'] == 100 and scores['IoU.car'] == 50
+    assert math.isnan(scores['IoU.bus'])
+    assert scores['mIoU'] == pytest.approx((200 / 3 + 100 + 50) / 3, abs=0.01)
+    assert scores['aAcc'] == 80
+
+
+def test_one_channel_is_scored_as_two_classes():
+    scored = metric('background', 'road')
+    scored.process({}, [sample([[0.0, 1.0, 1.0, 1.0]], [[0, 0, 1, 1]])])  # as mmseg gives them
+    scores = scored.evaluate(1)
+    assert (scores['IoU.background'], scores['IoU.road']) == (50, 66.67)
+    assert scores['mIoU'] == pytest.approx(58.33)
+
+
+def test_a_label_that_is_no_class_raises_no_score():
+    scored = metric('sky', 'road')
+    scored.process({}, [sample([[0, 1]], [[0, 255]])])
+    with pytest.raises(UserError, match='the label map of a/1.jpg holds label 2, but there are 2'):
+        scored.process({}, [sample([[0, 1]], [[0, 2]])])
+    metric('sky', 'road', ignore_index=2).process({}, [sample([[0, 1]], [[0, 2]])])
+
+
+def test_results_without_labels_are_only_written(tmp_path):
+    written = metric('sky', 'road', format_only=True, output_dir=str(tmp_path))
+    written.process({}, [sample([[0, 1], [1, 1]], [[0, 9], [0, 0]])])
+    assert written.evaluate(1) == {}
+    assert np.array(Image.open(tmp_path / '1.png')).tolist() == [[0, 1], [1, 1]]
+
+
+def test_the_best_for_one_class_is_kept(tool, tiny_config, tmp_path):
+    config = tiny_config("""
+val_evaluator['type'] = 'ClassIoUMetric'
+default_hooks['checkpoint'].update(save_best='IoU.left', greater_keys=['IoU'])
+""")
+    tool('train').main([config, '--work-dir', str(tmp_path / 'work')])
+    best = torch.load(tmp_path / 'work' / 'best_IoU.left_iter_2.pth', weights_only=True)
+    scores = best['message_hub']['log_scalars']['val/IoU.left']['log_history']
+    assert best['message_hub']['runtime_info']['best_score'] == scores[-1] > 0
+
+
+def test_one_result_is_not_written_over_another(tiny_config, tiny_data, tmp_path, fails):
+    (tiny_data / 'SegmentationClass' / 'b').mkdir()
+    (tiny_data / 'JPEGImages' / 'b').mkdir()
+    for folder, name in (('JPEGImages', '1.jpg'), ('SegmentationClass', '1.png')):
+        content = (tiny_data / folder / name).read_bytes()
+        (tiny_data / folder / 'b' / name).write_bytes(content)
+    (tiny_data / 'train.txt').write_text('0\n1\nb/1\n')
+    config = tiny_config()
+    torch.save(init_model(config, None, 'cpu').state_dict(), tmp_path / 'a.pth')
+    arguments = ['test', config, tmp_path / 'a.pth', '--work-dir', tmp_path / 'new']
+    line = fails(*arguments, '--out', tmp_path / 'out')
+    assert '1.jpg and ' in line and 'b/1.jpg would be written to one file; test them' in line
+    assert not (tmp_path / 'out').exists() and not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('folder', ['SegmentationClass', 'JPEGImages'])
+def test_results_are_not_written_over_the_data(tiny_config, tiny_data, tmp_path, fails, folder):
+    config, checkpoint = tiny_config(), tmp_path / 'a.pth'
+    torch.save(init_model(config, None, 'cpu').state_dict(), checkpoint)
+    before = (tiny_data / 'SegmentationClass' / '0.png').read_bytes()
+    out = ['--out', tiny_data / 'JPEGImages' / '..' / folder]
+    line = fails('test', config, checkpoint, '--work-dir', tmp_path / 'new', *out)
+    assert f'results would be written over {tiny_data / folder}/0.' in line
+    assert (tiny_data / 'SegmentationClass' / '0.png').read_bytes() == before
+
+
+def test_results_that_nobody_writes_may_share_a_name(tiny_config):
+    class Data(list):
+        def get_data_info(self, index):
+            return {'img_path': self[index]}
+
+    same = Data(['a/1.jpg', 'b/1.png'])
+    for evaluator in (None, dict(type='IoUMetric'), [dict(type='IoUMetric', output_dir=None)]):
+        check_outputs(evaluator, [same])
+    check_outputs(dict(output_dir='out'), [Data(['a/1.jpg', 'b/2.jpg', 'a/1.jpg'])])
+    with pytest.raises(UserError, match='the results of a/1.jpg and b/1.png would be written to'):
+        check_outputs([dict(), dict(output_dir='out')], [Data(['c/0.jpg']), same])
+
+
+def test_configs_score_each_class():
+    cfg = load_config('configs/fastfcn8_camvid.py')
+    assert cfg.val_evaluator.type == cfg.test_evaluator.type == 'ClassIoUMetric'
