@@ -105,7 +105,7 @@ def test_training_stops_before_anything_is_written(run, config, data, tmp_path):
     assert '(1 more kind of error)' in lines[0]
 
 
-def test_testing_stops_too_unless_told_to_go_on(run, config, data, tmp_path):
+def test_testing_stops_too_and_unchecked_at_the_sample(run, config, data, tmp_path):
     path = config()
     assert run('train', path, '--work-dir', tmp_path / 'work')[0] == 0
     data.change(wrong_value, [3])
@@ -113,8 +113,8 @@ def test_testing_stops_too_unless_told_to_go_on(run, config, data, tmp_path):
     code, _, lines = run(*test)
     assert code == 2 and '3.png' in lines[0] and 'test_dataloader.dataset' in lines[0]
     assert run(*test, '--tta')[2] == lines
-    code, _, lines = run(*test, '--skip-data-check')  # then it is met as the sample is loaded
-    assert code == 2 and '3.png' in lines[0] and 'holds label' in lines[0]
+    code, _, lines = run(*test, '--skip-data-check')
+    assert code == 2 and '3.png (of ' in lines[0] and 'holds label ' in lines[0]
 
 
 def test_what_may_be_meant_is_a_warning_in_the_log(run, config, data, tmp_path):

@@ -183,6 +183,7 @@ try:
     GuardHook().after_train_iter(runner, 4, dict(data_samples=[]), outputs)
 except UserError as error:
     print(error)
+torch.distributed.destroy_process_group()
 """
 
 
