@@ -187,6 +187,25 @@ def test_test_time_augmentation_builds(name):
     assert MODELS.build(dict(cfg.tta_model, module=shrink(cfg))) is not None
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_test_time_augmentation_is_around_the_size_that_is_tested(name):
+    cfg = load(name)
+    image = dict(img=np.zeros((360, 480, 3), np.uint8), img_shape=(360, 480), ori_shape=(360, 480))
+
+    def size(steps):
+        data = dict(image)
+        for step in steps:
+            if step['type'] == 'Resize':
+                data = TRANSFORMS.build(step)(data)
+        return data['img'].shape[:2]
+
+    (augmented,) = [step for step in cfg.tta_pipeline if step['type'] == 'TestTimeAug']
+    views = [size([step]) for step in augmented['transforms'][0]]
+    tested = size(cfg.test_dataloader.dataset.pipeline)
+    assert tested in views
+    assert min(views) < tested < max(views)
+
+
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').rglob('*.py')), ids=lambda p: p.stem)
 def test_no_config_imports_anything_or_leans_on_another_package(path):
     lines = path.read_text().splitlines()
