@@ -63,6 +63,7 @@ val_dataloader = dict(**loader)
 test_dataloader = dict(**loader)
 train_cfg = dict(max_iters=4, val_interval=2)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
+visualizer = dict(name='mmseg_tools')  # mmengine shares those of one name, and their folders
 """)
     cwd = Path.cwd()
     os.chdir(root)
