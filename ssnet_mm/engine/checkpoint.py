@@ -8,13 +8,14 @@ declared safe, and nothing else is ever loaded.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import zip_longest
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ssnet_mm.errors import UserError, few, listed, require
@@ -93,13 +94,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             checkpoint = torch.load(
                 path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
             )
+    except UserError:  # where our tools have torch load weights only
+        raise
     except Exception as error:  # what torch raises on foreign bytes is not documented
-        refused = re.search(r'GLOBAL (\S+)|unrecognized function (.+)', str(error))
-        if refused:
-            raise UserError(
-                f'checkpoint {path} is refused: it asks for {refused[1] or refused[2]}, which no '
-                'checkpoint needs and which could run code; have it saved as weights only'
-            ) from error
+        if refusal := _refusal(path, error):
+            raise refusal from error
         denied = isinstance(error, PermissionError)
         reason = 'no permission' if denied else 'cut short, or another kind of file'
         raise UserError(f'{path} is not a readable checkpoint: {reason}') from error
@@ -107,6 +106,43 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
     _read.add(_signature(path))
     return checkpoint
+
+
+def _refusal(path: object, error: Exception) -> UserError | None:
+    """What to say of a file that weights-only loading refuses; None for another error."""
+    found = re.search(r'GLOBAL (\S+)|unrecognized function (.+)', str(error))
+    return found and UserError(
+        f'checkpoint {path} is refused: it asks for {found[1] or found[2]}, which no checkpoint '
+        'needs and which could run code; have it saved as weights only'
+    )
+
+
+@contextmanager
+def weights_only() -> Iterator[None]:
+    """Let ``torch.load`` run no code in this process, whoever calls it.
+
+    For processes of our tools: toolboxes and their backbones load pretrained weights in many ways
+    of their own (``pretrained=``, ``Pretrained`` by other names, from URLs), which unpickle.
+
+    Raises:
+        UserError: From ``torch.load``: a file asks for more than data.
+    """
+    load = torch.load
+
+    @functools.wraps(load)
+    def load_weights(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+        options = {key: kwargs[key] for key in ('mmap',) if key in kwargs}
+        try:
+            with _history_allowed():
+                return load(f, map_location, weights_only=True, **options)
+        except pickle.UnpicklingError as error:
+            raise _refusal(f, error) or error from error
+
+    torch.load = load_weights
+    try:
+        yield
+    finally:
+        torch.load = load
 
 
 def _signature(path: str) -> tuple[str, int, int]:
@@ -278,19 +314,49 @@ def find_checkpoint(load_from: str | None, resume: bool, work_dir: str) -> str |
         that has none yet, so that a queue may start a job the same way every time.
 
     Raises:
-        UserError: It is not a local file.
+        UserError: It is not a local file, or none to resume from is whole.
     """
     if resume and load_from is None:
-        load_from = find_latest_checkpoint(work_dir)
-        if load_from is not None and not os.path.isfile(load_from):
-            # the name is relative to where training was started
-            load_from = os.path.join(work_dir, os.path.basename(load_from))
+        load_from, _ = newest_whole(work_dir)
     if load_from is not None and '://' in load_from:
         raise UserError(
             f'load_from={load_from} is not a local file; download it first: only what lies on this '
             'machine is looked at before it is loaded'
         )
     return load_from
+
+
+def newest_whole(work_dir: str) -> tuple[str | None, list[str]]:
+    """The newest checkpoint of a run that can be resumed from, and what was passed over.
+
+    ``last_checkpoint`` is not asked: it may be lost, or name what was never finished. Whether a
+    file is whole is told by its checksums.
+
+    Returns:
+        Its path, None if there is no checkpoint; and for each newer one why it can't be taken.
+
+    Raises:
+        UserError: There are checkpoints, and none is whole.
+    """
+    numbered = []
+    for name in os.listdir(work_dir) if os.path.isdir(work_dir) else ():
+        if found := re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', name):
+            numbered.append((int(found[1]), os.path.join(work_dir, name)))
+    passed: list[str] = []
+    for _, path in sorted(numbered, reverse=True):
+        try:
+            read_to_load(path, resume=True)
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as file:
+                    damaged = file.testzip()
+                if damaged:
+                    raise UserError(f'{path} is damaged: the checksum of {damaged} differs')
+            return path, passed
+        except UserError as error:
+            passed.append(str(error))
+    if passed:
+        raise UserError(f'no checkpoint in {work_dir} can be resumed from: {"; ".join(passed)}')
+    return None, []
 
 
 def read_to_load(path: str, resume: bool) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -77,6 +79,25 @@ def restore_history(checkpoint: dict[str, Any]) -> None:
             )
 
 
+def keep_own_files(checkpoint: dict[str, Any], work_dir: str) -> None:
+    """Have a checkpoint name files of this work directory alone, in place.
+
+    mmengine removes the best checkpoint that a resumed one names, wherever it lies: a copied run
+    would remove the original's, and a hostile file any.
+    """
+    info = checkpoint.get('message_hub', {}).get('runtime_info', {})
+    for key in [k for k in info if k.startswith(('best_ckpt', 'last_ckpt'))]:
+        own = os.path.join(work_dir, os.path.basename(str(info[key])))
+        if re.fullmatch(r'(best_|iter_|epoch_).*\.pth', os.path.basename(own)) and os.path.isfile(
+            own
+        ):
+            info[key] = own
+        else:
+            del info[key]
+    if 'keep_ckpt_ids' in info:
+        info['keep_ckpt_ids'] = [i for i in info['keep_ckpt_ids'] if type(i) is int]
+
+
 @HOOKS.register_module()
 class PlainCheckpointHook(Hook):
     """Keep checkpoints plain when they are written, and look at them before they are loaded.
@@ -121,6 +142,7 @@ class PlainCheckpointHook(Hook):
         restore_history(checkpoint)
         # a field of old versions, which resuming would run as Python to compare numbers of GPUs
         checkpoint.get('meta', {}).pop('config', None)
+        keep_own_files(checkpoint, runner.work_dir)
         if self.strict:
             source = runner._load_from or 'the checkpoint'
             load_state_dict(runner.model, weights_of(checkpoint, source), source)

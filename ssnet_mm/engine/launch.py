@@ -18,6 +18,7 @@ from mmseg.registry import RUNNERS
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ssnet_mm.engine.checkpoint import weights_only
 from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
 from ssnet_mm.engine.dry_run import OUT_OF_MEMORY
@@ -146,6 +147,7 @@ def paint_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: 
         cfg.visualizer['save_dir'] = show_dir
 
 
+@weights_only()
 def run(
     cfg: Config, mode: str, hooks: Sequence[Hook] = (), *, skip_data_check: bool = False
 ) -> None:

@@ -22,6 +22,7 @@ from ssnet_mm.engine.checkpoint import (
     check_classes,
     find_checkpoint,
     load_state_dict,
+    newest_whole,
     pretrained_weights,
     read_checkpoint,
     read_to_load,
@@ -105,7 +106,10 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
         if hasattr(model, 'load_teacher'):
             model.load_teacher()
     resume = cfg.get('resume', False)
-    path = find_checkpoint(cfg.get('load_from'), resume, cfg.work_dir)
+    if resume and cfg.get('load_from') is None:
+        cfg.load_from, passed = newest_whole(cfg.work_dir)
+        notes += [f'passed over, {cfg.load_from} is resumed: {reason}' for reason in passed]
+    path = find_checkpoint(cfg.get('load_from'), False, cfg.work_dir)
     checkpoint = read_to_load(path, resume) if path else {}
     if path:
         load_state_dict(model, weights_of(checkpoint, path), path)

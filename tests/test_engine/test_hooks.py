@@ -2,6 +2,7 @@ import collections
 import enum
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
+from ssnet_mm.engine import launch
 from ssnet_mm.engine.checkpoint import find_checkpoint, read_to_load
 from ssnet_mm.engine.hooks import PlainCheckpointHook, restore_history, to_plain
 from ssnet_mm.errors import UserError
@@ -155,3 +157,73 @@ def test_weights_must_fit_unless_told_otherwise(tiny_config, tmp_path):
         else:
             runner.test()
             assert runner.model.state_dict()['decode_head.scores.0.bias'].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize('harm', ['cut', 'empty', 'gone', 'flipped'])
+def test_the_newest_whole_checkpoint_is_resumed(tiny_config, tmp_path, harm, capfd):
+    config = tiny_config('default_hooks["checkpoint"]["interval"] = 1')
+    work = tmp_path / 'work'
+    train(config, work)
+    latest = work / 'iter_2.pth'
+    data = bytearray(latest.read_bytes())
+    if harm == 'gone':
+        latest.unlink()
+        (work / 'last_checkpoint').unlink()
+    elif harm == 'flipped':  # in the middle of a weight
+        data[len(data) // 2] ^= 1
+        latest.write_bytes(data)
+    else:
+        latest.write_bytes(data[: len(data) // 2] if harm == 'cut' else b'')
+    train(config, work, resume=True)
+    out = ''.join(capfd.readouterr())
+    assert 'iter: 1' in out.split('resumed epoch: 0, ')[-1][:10]
+    assert (f'passed over, {work}/iter_1.pth is resumed' in out) == (harm != 'gone')
+
+
+def test_without_a_whole_checkpoint_nothing_is_resumed(tiny_config, tmp_path):
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work' / 'iter_2.pth').write_bytes(b'PK')
+    with pytest.raises(UserError, match='no checkpoint in .*work can be resumed from: .*iter_2'):
+        train(tiny_config(), tmp_path / 'work', resume=True)
+
+
+def train(config, work, **changes):
+    cfg = launch.load_config(config)
+    cfg.work_dir, cfg.launcher = str(work), 'none'
+    cfg.update(changes)
+    launch.run(cfg, 'train')
+
+
+def test_resuming_removes_no_file_of_others(tiny_config, tmp_path):
+    mine = 'default_hooks["checkpoint"].update(save_best="mIoU", interval=1)'
+    first, copy, other = tmp_path / 'first', tmp_path / 'copy', tmp_path / 'best_of_all.pth'
+    train(tiny_config(mine), first)
+    (best,) = first.glob('best_*')
+    shutil.copytree(first, copy)
+    other.write_text('precious')
+    for path, stored in ((copy / 'iter_2.pth', best), (first / 'iter_2.pth', other)):
+        checkpoint = torch.load(path, weights_only=True)
+        info = checkpoint['message_hub']['runtime_info']
+        info['best_score'], info['best_ckpt'] = -1.0, str(stored)  # the next one is better
+        torch.save(checkpoint, path)
+        longer = 'train_cfg["max_iters"] = 3\ntrain_cfg["val_interval"] = 1\n'
+        before = best.read_bytes()
+        train(tiny_config(mine + '\n' + longer), path.parent, resume=True)
+        assert other.read_text() == 'precious'
+        assert path.parent == first or best.read_bytes() == before
+
+
+@pytest.mark.parametrize('way', ['pretrained', 'mmengine.Pretrained'])
+def test_no_way_of_loading_weights_runs_code(tiny_config, tmp_path, way):
+    marker, path = tmp_path / 'marker', tmp_path / 'hostile.pth'
+    torch.save({'state_dict': {}, 'x': Hostile(os.system, f'touch {marker}')}, path)
+    changes = f'model["backbone"]["init_cfg"] = dict(type={way!r}, checkpoint={str(path)!r})'
+    if way == 'pretrained':
+        changes = f"""
+model['pretrained'] = {str(path)!r}
+model['backbone'] = dict(type='ResNet', depth=18, base_channels=4, stem_channels=4)
+model['decode_head'].update(in_channels=[8, 16, 32], in_index=[1, 2, 3])
+"""
+    with pytest.raises(UserError, match='hostile.pth is refused: it asks for'):
+        train(tiny_config(changes), tmp_path / 'work')
+    assert not marker.exists() and torch.load.__module__ == 'torch.serialization'
