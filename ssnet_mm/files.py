@@ -1,6 +1,7 @@
 """Files that are either whole or not there."""
 
 import os
+import re
 from pathlib import Path
 
 from ssnet_mm.errors import UserError
@@ -37,3 +38,10 @@ def write_result(path: str | os.PathLike[str], data: bytes) -> None:
         raise UserError(
             f"can't write {os.fspath(path)}: {error.strerror or error}; choose another place"
         ) from error
+
+
+def sweep_temporary(folder: str | os.PathLike[str]) -> None:
+    """Remove what killed writers left in a folder in which nobody else is writing."""
+    for path in Path(folder).glob('.*.tmp*'):
+        if re.fullmatch(r'\..+\.\d+\.tmp(\.\w+)?', path.name) and path.is_file():
+            path.unlink(missing_ok=True)

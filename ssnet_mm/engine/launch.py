@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,9 +26,10 @@ from ssnet_mm.engine.config import load_config as load_config  # for the tools, 
 from ssnet_mm.engine.dry_run import OUT_OF_MEMORY
 from ssnet_mm.engine.guards import GuardHook
 from ssnet_mm.engine.hooks import PlainCheckpointHook
-from ssnet_mm.engine.preflight import Prepared, preflight
+from ssnet_mm.engine.preflight import Prepared, is_first_process, preflight
 from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.errors import UserError
+from ssnet_mm.files import sweep_temporary
 from ssnet_mm.malloc import keep_freed_memory
 
 
@@ -147,6 +150,30 @@ def paint_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: 
         cfg.visualizer['save_dir'] = show_dir
 
 
+@contextmanager
+def sole_training(work_dir: str) -> Iterator[None]:
+    """Have a work directory for this training alone, and free of what killed ones left unfinished.
+
+    The lock ends with this process, however that ends; workers of data loaders do not inherit it.
+
+    Raises:
+        UserError: Another training is going on in it, or it can't be made.
+    """
+    with config_errors(f'work_dir {work_dir}'):
+        os.makedirs(work_dir, exist_ok=True)
+        lock = open(os.path.join(work_dir, '.lock'), 'w')  # noqa: SIM115
+    with lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f'another training is going on in {work_dir}; give this one another work dir, or '
+                'wait'
+            ) from error
+        sweep_temporary(work_dir)
+        yield
+
+
 @weights_only()
 def run(
     cfg: Config, mode: str, hooks: Sequence[Hook] = (), *, skip_data_check: bool = False
@@ -163,6 +190,15 @@ def run(
         UserError: From ``preflight``, or a mistake in the config that only building shows.
     """
     prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
+    if mode == 'train' and is_first_process(cfg):
+        with sole_training(cfg.work_dir):
+            _run(cfg, mode, hooks, prepared)
+    else:
+        _run(cfg, mode, hooks, prepared)
+
+
+def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> None:
+    """Build the Runner of a config that was checked, and train or test."""
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _join_cpu_processes(cfg)
     with config_errors(f'config {cfg.filename}'):

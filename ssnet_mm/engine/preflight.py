@@ -119,7 +119,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
         check_outputs(cfg.get('test_evaluator'), [built for *_, built in datasets])
     evaluator = build_evaluator(cfg, mode)
     settings.check_ignore_index(model, cfg, list(whole), evaluator.metrics if evaluator else [])
-    if not skip_data_check and _is_first_process(cfg):
+    if not skip_data_check and is_first_process(cfg):
         notes += _look_at_data(cfg, datasets)
     for dataset in whole.values():
         check_samples(dataset, model)
@@ -142,7 +142,7 @@ def _look_at_data(cfg: Config, datasets: Sequence[Located]) -> list[str]:
     ]
 
 
-def _is_first_process(cfg: Config) -> bool:
+def is_first_process(cfg: Config) -> bool:
     """Of several started for one run, each would read the same files; one tells for all."""
     rank = _RANKS.get(cfg.get('launcher', 'none'), '')
     return os.environ.get(rank, '0') == '0'

@@ -227,3 +227,22 @@ model['decode_head'].update(in_channels=[8, 16, 32], in_index=[1, 2, 3])
     with pytest.raises(UserError, match='hostile.pth is refused: it asks for'):
         train(tiny_config(changes), tmp_path / 'work')
     assert not marker.exists() and torch.load.__module__ == 'torch.serialization'
+
+
+def test_two_trainings_do_not_share_a_work_dir(tiny_config, tmp_path):
+    work, config = tmp_path / 'work', tiny_config()
+    work.mkdir()
+    (work / f'.iter_2.{2**22}.tmp.pth').write_bytes(b'half')
+    (work / '.mine.tmp').write_text('not ours')
+    with launch.sole_training(str(work)):
+        assert {path.name for path in work.iterdir()} == {'.lock', '.mine.tmp'}
+        child = os.fork()
+        if child == 0:  # another process
+            try:
+                train(config, work)
+            except UserError as error:
+                os._exit(7 if 'another training is going on in' in str(error) else 8)
+            os._exit(9)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    train(config, work)
+    assert (work / 'iter_2.pth').is_file()
