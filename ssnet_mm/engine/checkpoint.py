@@ -195,35 +195,50 @@ def load_state_dict(
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module  # type: ignore[assignment]
     given = {key.removeprefix('module.'): value for key, value in state_dict.items()}
-    own = model.state_dict()
-    misshapen = {
-        key: (tuple(given[key].shape), tuple(value.shape))
-        for key, value in own.items()
-        if isinstance(given.get(key), Tensor) and given[key].shape != value.shape
-    }
-    # load for real: some modules rename old keys as they load, so names alone would mislead
-    fitting = {key: value for key, value in given.items() if key not in misshapen}
     try:
-        result = model.load_state_dict(fitting, strict=False)
+        missing, unexpected, misshapen = load_fitting(model, given)
     except RuntimeError as error:
         raise UserError(f'{source} does not fit the model: {error}') from error
-    # batch counters came with torch 0.4.1; older weights are whole without them
-    missing = [
-        key
-        for key in result.missing_keys
-        if key not in misshapen and not key.endswith('num_batches_tracked')
-    ]
     check_finite(given, source)
     problems = listed(
         dict(
             missing=missing,
-            unexpected=result.unexpected_keys,
+            unexpected=unexpected,
             misshapen=[f'{k} ({a} instead of {b})' for k, (a, b) in misshapen.items()],
         )
     )
     if problems:
         message = '; '.join(filter(None, [problems, _class_hint(model, misshapen)]))
         raise UserError(f'{source} does not fit the model: {message}')
+
+
+def load_fitting(
+    module: nn.Module, weights: Mapping[str, Any]
+) -> tuple[list[str], list[str], dict[str, tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """Load the weights that have a place in a module.
+
+    Returns:
+        The names that are missing, those that have no place, and those of another shape, with the
+        shape given and the module's.
+
+    Raises:
+        RuntimeError: From torch, for what is no weight.
+    """
+    misshapen = {
+        key: (tuple(weights[key].shape), tuple(value.shape))
+        for key, value in module.state_dict().items()
+        if isinstance(weights.get(key), Tensor) and weights[key].shape != value.shape
+    }
+    # load for real: some modules rename old keys as they load, so names alone would mislead
+    fitting = {key: value for key, value in weights.items() if key not in misshapen}
+    result = module.load_state_dict(fitting, strict=False)
+    # batch counters came with torch 0.4.1; older weights are whole without them
+    missing = [
+        key
+        for key in result.missing_keys
+        if key not in misshapen and not key.endswith('num_batches_tracked')
+    ]
+    return missing, list(result.unexpected_keys), misshapen
 
 
 def _class_hint(model: nn.Module, misshapen: Mapping[str, tuple[tuple[int, ...], ...]]) -> str:

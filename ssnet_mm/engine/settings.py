@@ -18,7 +18,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmseg.registry import DATASETS, HOOKS, LOOPS, OPTIMIZERS, VISUALIZERS
 from torch import nn
 
-from ssnet_mm.engine.checkpoint import read_checkpoint, weights_of
+from ssnet_mm.engine.checkpoint import load_fitting, read_checkpoint, weights_of
 from ssnet_mm.engine.config import describe, single_datasets
 from ssnet_mm.engine.options import arguments, config_files, plain
 from ssnet_mm.errors import UserError, few, listed
@@ -386,18 +386,14 @@ def _check_pretrained(module: nn.Module, where: str, init_cfg: Mapping[str, Any]
     prefix = init_cfg.get('prefix') or ''
     prefix = prefix and prefix.rstrip('.') + '.'
     part = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    own = module.state_dict()
-    misshapen = [k for k in own if k in part and part[k].shape != own[k].shape]
-    fitting = {k: v for k, v in part.items() if k not in misshapen}
-    try:  # load for real: some modules rename old keys as they load
-        missing = module.load_state_dict(fitting, strict=False).missing_keys
+    try:
+        missing, _, misshapen = load_fitting(module, part)
     except RuntimeError as error:
         raise UserError(f'{where}.init_cfg: {path} does not fit: {describe(error)}') from error
-    missing = [k for k in missing if k not in misshapen and 'num_batches_tracked' not in k]
-    problems = listed(dict(missing=missing, misshapen=misshapen))
+    problems = listed(dict(missing=missing, misshapen=list(misshapen)))
     if not problems:
         return
-    needed = [k for k in own if 'num_batches_tracked' not in k]
+    needed = [k for k in module.state_dict() if 'num_batches_tracked' not in k]
     prefixes = {k.removesuffix(needed[0]) for k in weights if needed and k.endswith(needed[0])}
     for other in sorted(prefixes - {prefix}):
         if all(other + k in weights for k in needed):
