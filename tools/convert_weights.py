@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ssnet_mm.engine.launch import CfgOptions, load_config
 from ssnet_mm.errors import exit_on_user_error
-from ssnet_mm.weights import SOURCES
+from ssnet_mm.weights import INPUTS, SOURCES
 from ssnet_mm.weights.convert import convert_weights
 
 
@@ -48,8 +48,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar='N',
-        help="with --config: estimate batch norm's statistics on N batches of its training images "
-        '(no labels are read)',
+        help='with --config: measure batch norm on N batches of its training images (no labels are '
+        'read); layers from weights without batch norm, and factorised ones, are fitted to them',
     )
     parser.add_argument(
         '--num-classes',
@@ -63,6 +63,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='E',
         help='without --config: epsilon of the batch norm that will take the weights (default: '
         "1e-3, our configs')",
+    )
+    parser.add_argument(
+        '--input',
+        choices=INPUTS,
+        help="the images that the weights expect, where they are not the source's usual ones",
     )
     parser.add_argument('--overwrite', action='store_true', help='replace DEST')
     return parser.parse_args(argv)
@@ -81,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         bn_eps=args.bn_eps,
         bn_batches=args.bn_batches,
         skip=args.skip,
+        input=args.input,
         overwrite=args.overwrite,
     )
     print(conversion.account())

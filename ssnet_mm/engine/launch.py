@@ -45,7 +45,7 @@ class CfgOptions(DictAction):
     ) -> None:
         try:
             super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError) as error:
+        except (ValueError, AssertionError, RecursionError) as error:
             raise argparse.ArgumentError(self, f'expected key=value pairs, got {values}') from error
 
 

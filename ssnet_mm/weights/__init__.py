@@ -4,14 +4,17 @@ Pure functions from state dicts to state dicts, each with an account of every te
 what was left, and why. A tensor that is missing or misshapen is an error that names it.
 """
 
-from .conversion import Conversion, Input, with_bn_eps
+from .conversion import INPUTS, Conversion, Input, with_bn_eps
 from .dialects import (
     SOURCES,
     detect,
     from_caffe,
+    from_hed,
     from_keras,
+    from_keras_applications,
     from_mmpretrain,
     from_ours,
+    from_timm,
     from_torchvision,
 )
 from .formats import read_weights
@@ -20,15 +23,19 @@ from .match import match, with_num_classes
 from .split_kernels import with_split_kernels
 
 __all__ = [
+    'INPUTS',
     'SOURCES',
     'Conversion',
     'ForeignPretrained',
     'Input',
     'detect',
     'from_caffe',
+    'from_hed',
     'from_keras',
+    'from_keras_applications',
     'from_mmpretrain',
     'from_ours',
+    'from_timm',
     'from_torchvision',
     'load_foreign',
     'load_into',

@@ -76,23 +76,15 @@ def estimate_bn(model: nn.Module, dataloader: Iterable[Any], num_batches: int) -
     return count
 
 
-def estimate_bn_from_config(model: nn.Module, cfg: Config, num_batches: int) -> int:
-    """Estimate batch norm's statistics on a config's training images, which need no labels.
+def unlabelled_loader(cfg: Config) -> Iterable[Any]:
+    """A config's training images, which need no labels, in batches.
 
     They come as in training, from ``train_dataloader`` through its augmentations, less what reads
     label maps or looks at them. The same seed is taken every time; with no worker processes the
     augmentations draw from this process' random numbers instead.
 
-    Args:
-        model: The config's segmentor, with its weights, on any device.
-        cfg: It is not changed.
-        num_batches: Of the config's batch size.
-
-    Returns:
-        How many batches there were.
-
     Raises:
-        UserError: The images are not there or can't be read, or the model has no batch norm.
+        UserError: The config has none, or the images are not there or can't be read.
     """
     if not cfg.get('train_dataloader'):
         raise UserError(f'{cfg.filename} has no train_dataloader to estimate batch norm from')
@@ -102,8 +94,7 @@ def estimate_bn_from_config(model: nn.Module, cfg: Config, num_batches: int) -> 
         for _, dataset in single_datasets(cfg.train_dataloader.dataset, 'train_dataloader.dataset'):
             _without_labels(dataset)
     check_data(cfg, 'train_dataloader', None)
-    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
-    return estimate_bn(model, loader, num_batches)
+    return Runner.build_dataloader(cfg.train_dataloader, seed=0)
 
 
 def _without_labels(dataset: Any) -> None:

@@ -28,6 +28,12 @@ class Input:
     def __str__(self) -> str:
         return f'{self.channels}, mean {list(self.mean)}, std {list(self.std)}'
 
+    @property
+    def config(self) -> str:
+        """The settings of mmseg's ``SegDataPreProcessor`` that give this, from BGR images."""
+        swap = self.channels == 'RGB'
+        return f'mean={list(self.mean)}, std={list(self.std)}, bgr_to_rgb={swap}'
+
     def is_close(self, other: Input) -> bool:
         """Whether the images are the same within a hundredth of a grey value."""
         ours, theirs = (*self.mean, *self.std), (*other.mean, *other.std)
@@ -37,6 +43,14 @@ class Input:
 
 IMAGENET_RGB = Input('RGB', IMAGENET_MEAN, IMAGENET_STD)
 CAFFE_BGR = Input('BGR', CAFFE_MEAN_BGR, (1.0, 1.0, 1.0))
+SSNET_RGB = Input('RGB', (123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
+# What can be said of a file whose names do not tell it.
+INPUTS = {
+    'imagenet': IMAGENET_RGB,
+    'caffe': CAFFE_BGR,
+    'ssnet': SSNET_RGB,
+    'unit': Input('RGB', (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),  # grey values from 0 to 1
+}
 
 
 @dataclass(frozen=True)

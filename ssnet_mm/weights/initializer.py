@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from mmengine.logging import MMLogger
@@ -16,15 +17,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ssnet_mm.engine.config import swaps_channels
 from ssnet_mm.errors import UserError
 
-from .conversion import Conversion, Input, with_bn_eps
-from .dialects import SOURCES, detect
+from .conversion import INPUTS, Conversion, Input, with_bn_eps
+from .dialects import SOURCES, detect, without_common_prefix
 from .formats import read_weights
 from .match import match
 from .split_kernels import with_split_kernels
 
 
 def load_foreign(
-    path: str | os.PathLike[str], source: str = 'auto', factorize: bool = False
+    path: str | os.PathLike[str],
+    source: str = 'auto',
+    factorize: bool = False,
+    input: str | None = None,
 ) -> Conversion:
     """Read a file and turn its weights into ours.
 
@@ -32,15 +36,21 @@ def load_foreign(
         path: ``.pth``, ``.safetensors``, ``.npz``, ``.h5``, ``.keras`` or ``.caffemodel``.
         source: A key of :data:`ssnet_mm.weights.SOURCES`, or 'auto' to tell by the names.
         factorize: Split dense convolutions into the separable ones closest to them.
+        input: The images that the weights expect, a key of :data:`ssnet_mm.weights.INPUTS`; None
+            is what the source's usually do.
 
     Raises:
         UserError: The file can't be read, or is not a whole net of that source.
     """
     if source not in ('auto', *SOURCES):
         raise UserError(f'source must be one of auto, {", ".join(SOURCES)}, got {source!r}')
-    tensors = read_weights(path)
+    if input is not None and input not in INPUTS:
+        raise UserError(f'input must be one of {", ".join(INPUTS)}, got {input!r}')
+    tensors = without_common_prefix(read_weights(path))
     with named(path):
         conversion = SOURCES[detect(tensors) if source == 'auto' else source](tensors)
+        if input is not None:
+            conversion = replace(conversion, input=INPUTS[input])
         return with_split_kernels(conversion) if factorize else conversion
 
 
@@ -63,11 +73,12 @@ class ForeignPretrained:
 
     Args:
         checkpoint: The file; see :func:`load_foreign`.
-        source: Whose it is: torchvision, mmpretrain, keras, caffe, ssnet_mm, or auto to tell by
-            the names.
+        source: Whose it is: torchvision, timm, mmpretrain, keras, keras_applications, hed, caffe,
+            ssnet_mm, or auto to tell by the names.
         factorize: Split dense convolutions into the separable ones closest to them.
         skip: Beginnings of parameter names that stay as the net was built, as ``['fc6', 'fc7']``
             for a backbone from weights without a classifier.
+        input: As of :func:`load_foreign`: 'caffe' for torchvision's names with Caffe's kernels.
 
     Raises:
         UserError: When called, if the weights can't be read or do not fit the module.
@@ -92,10 +103,12 @@ class ForeignPretrained:
         source: str = 'auto',
         factorize: bool = False,
         skip: Sequence[str] = (),
+        input: str | None = None,
     ) -> None:
         self.checkpoint = os.path.expanduser(checkpoint)
         self.source = source
         self.factorize = factorize
+        self.input = input
         self.skip = (skip,) if isinstance(skip, str) else tuple(skip)
 
     def check(self, module: nn.Module, model: nn.Module) -> None:
@@ -123,7 +136,7 @@ class ForeignPretrained:
             update_init_info(module, f'ForeignPretrained: {conversion.source}, {self.checkpoint}')
 
     def _read(self) -> Conversion:
-        return load_foreign(self.checkpoint, self.source, self.factorize)
+        return load_foreign(self.checkpoint, self.source, self.factorize, self.input)
 
     def _check_order(self, module: nn.Module) -> None:
         cfgs: Any = getattr(module, 'init_cfg', None)
@@ -182,7 +195,7 @@ def _match(
     if expected and actual and not expected.is_close(actual):
         MMLogger.get_current_instance().warning(
             f'{path}: the weights expect {expected}, the data_preprocessor gives {actual}; set '
-            'model.data_preprocessor accordingly'
+            f'model.data_preprocessor to dict({expected.config})'
         )
     return matched
 

@@ -129,7 +129,18 @@ def match(
         )
     if not used:
         raise UserError(f'{conversion.source} has nothing for this module')
+    check_finite(state, used)
     return replace(conversion, state_dict=state, used=used, left=left, new=new)
+
+
+def check_finite(state: Mapping[str, Tensor], used: Mapping[str, str]) -> None:
+    """Raise UserError that names the weights which hold NaN or infinity."""
+    bad = [used.get(key, key) for key, tensor in state.items() if not tensor.isfinite().all()]
+    if bad:
+        raise UserError(
+            f'NaN or infinity in {few(bad)}; take another file, or leave them out (skip) if they '
+            'are meant to be learned anew'
+        )
 
 
 def _prefix(target: Mapping[str, Shape]) -> str:
@@ -178,7 +189,8 @@ def _check_kind(theirs: Iterable[str], names: Iterable[str], part: str) -> None:
             'the weights have batch norm, the net has none; set model.backbone.norm_cfg'
             if their_bn
             else 'the net has batch norm, the weights were trained without; set '
-            'model.backbone.norm_cfg=None'
+            'model.backbone.norm_cfg=None, or fit them to images: tools/convert_weights.py '
+            '--bn-batches'
         )
 
 

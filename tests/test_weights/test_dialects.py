@@ -21,7 +21,7 @@ from reference.keras_layout import load_image, load_reference
 
 from ssnet_mm import VGG16, build_model
 from ssnet_mm.errors import UserError
-from ssnet_mm.weights import SOURCES, detect, load_into, with_bn_eps
+from ssnet_mm.weights import SOURCES, detect, load_foreign, load_into, with_bn_eps
 from ssnet_mm.weights.conversion import CAFFE_BGR, IMAGENET_RGB
 
 
@@ -377,7 +377,7 @@ def test_vgg13_is_not_taken_for_vgg16():
 def test_other_weights_are_not_recognised():
     with pytest.raises(
         UserError,
-        match='are none of torchvision, mmpretrain, keras, caffe, ssnet_mm: .* begin with a.b$',
+        match='are none of timm, torchvision, mmpretrain, keras, .*, caffe, ssnet_mm: .* begin with a.b$',
     ):
         detect({'a.b': torch.ones(1)})
     with pytest.raises(UserError, match='begin with nothing'):
@@ -396,3 +396,104 @@ def test_an_account_has_a_line_for_every_tensor():
         "Caffe's VGG16: 30 tensors used; 2 left: fc8.weight, fc8.bias (the classifier of ILSVRC's "
         '1000 classes, in whose place are score layers)'
     )
+
+
+def _classifier_of(layers):
+    """torchvision's tensors under other names of the classifier's layers, fc6 and fc7 as given."""
+    state = torchvision_vgg(bn=False).state_dict()
+    return {
+        next((key.replace(a, b) for a, b in layers.items() if key.startswith(a)), key): value
+        for key, value in state.items()
+    }
+
+
+def test_timm_names_the_classifier_in_its_own_way():
+    layers = {'classifier.0': 'pre_logits.fc1', 'classifier.3': 'pre_logits.fc2'}
+    state = _classifier_of({**layers, 'classifier.6': 'head.fc'})
+    for name in ('fc1', 'fc2'):
+        key = f'pre_logits.{name}.weight'
+        kernel = 7 if name == 'fc1' else 1
+        state[key] = state[key].reshape(FC, -1, kernel, kernel)
+    assert detect(state) == 'timm'
+    ours, theirs = SOURCES['timm'](state), SOURCES['torchvision'](_classifier_of({}))
+    assert ours.input is None  # its files are of both kinds
+    for key, tensor in theirs.state_dict.items():
+        assert torch.equal(ours.state_dict[key], tensor), key
+
+
+def _as_keras(names):
+    """torchvision's tensors in Keras' layouts under names given in the order of the layers."""
+    state = list(torchvision_vgg(bn=False).state_dict().values())
+    found = {}
+    for i, (kernel, bias) in enumerate(names):
+        weight = state[2 * i]
+        if weight.dim() == 2:  # of C x H x W inputs; Keras' are H x W x C
+            side = 7 if i == 13 else 1
+            weight = weight.reshape(len(weight), -1, side, side).permute(2, 3, 1, 0)
+            found[kernel] = weight.reshape(-1, weight.shape[-1])
+        else:
+            found[kernel] = weight.permute(2, 3, 1, 0)
+        found[bias] = state[2 * i + 1]
+    return found
+
+
+_BLOCKS = [(b, i) for b, depth in enumerate((2, 2, 3, 3, 3), 1) for i in range(depth)]
+
+
+@pytest.mark.parametrize('published', [False, True])
+@pytest.mark.parametrize('top', [False, True])
+def test_keras_applications_vgg16_is_torchvisions_in_other_layouts(published, top):
+    layers = [f'block{b}_conv{i + 1}' for b, i in _BLOCKS] + ['fc1', 'fc2', 'predictions'] * top
+    ends = ('{0}/{0}_W_1', '{0}/{0}_b_1') if published else ('{0}/kernel', '{0}/bias')
+    state = _as_keras([tuple(end.format(layer) for end in ends) for layer in layers])
+    assert detect(state) == 'keras_applications'
+    ours, theirs = SOURCES['keras_applications'](state), SOURCES['torchvision'](_classifier_of({}))
+    assert ours.input == CAFFE_BGR and len(ours.left) == 2 * top
+    for key, tensor in ours.state_dict.items():
+        assert torch.equal(theirs.state_dict[key], tensor), key
+    assert len(ours.state_dict) == (30 if top else 26)
+
+
+def test_hed_is_read_from_a_file_of_a_model_within_models(tmp_path):
+    h5py = pytest.importorskip('h5py')
+    layer = 'block{}/layers/conv2d{}/vars/{{}}'
+    layers = [layer.format(b, f'_{i}' if i else '') for b, i in _BLOCKS]
+    state = _as_keras([(name.format(0), name.format(1)) for name in layers])
+    path = tmp_path / 'hed.weights.h5'
+    with h5py.File(path, 'w') as file:
+        for key, value in state.items():
+            file[key] = value.numpy()
+        file['dsn1/vars/0'] = file['fuse/vars/0'] = [[1.0]]
+    ours, theirs = load_foreign(path), SOURCES['torchvision'](_classifier_of({}))
+    assert ours.source == "HED's VGG16" and ours.input == CAFFE_BGR and len(ours.left) == 2
+    assert len(ours.state_dict) == 26
+    for key, tensor in ours.state_dict.items():
+        assert torch.equal(theirs.state_dict[key], tensor), key
+
+
+@pytest.mark.parametrize('prefix', ['model.', 'module.encoder.'])
+def test_what_a_wrapper_puts_before_all_names_is_dropped(prefix, tmp_path):
+    state = torchvision_vgg(bn=False).state_dict()
+    torch.save({prefix + key: value for key, value in state.items()}, tmp_path / 'a.pth')
+    assert load_foreign(tmp_path / 'a.pth').source == "torchvision's vgg16"
+    torch.save({prefix + 'other': torch.ones(1), 'x.y': torch.ones(1)}, tmp_path / 'b.pth')
+    with pytest.raises(UserError, match=rf'b.pth: .* begin with {prefix}other, x.y'):
+        load_foreign(tmp_path / 'b.pth')
+
+
+def test_weights_that_are_not_numbers_are_named_and_may_be_left(tmp_path):
+    state = torchvision_vgg(bn=False).state_dict()
+    state['classifier.0.weight'][0, 0] = float('nan')
+    torch.save(state, tmp_path / 'a.pth')
+    conversion, net = load_foreign(tmp_path / 'a.pth'), _backbone(False, True)
+    with pytest.raises(UserError, match=r'NaN or infinity in classifier\.0\.weight; .*skip'):
+        load_into(net, conversion)
+    load_into(net, conversion, skip=['fc6'])
+
+
+def test_the_input_can_be_said_where_names_do_not_tell_it(tmp_path):
+    torch.save(torchvision_vgg(bn=False).state_dict(), tmp_path / 'caffe.pth')
+    assert load_foreign(tmp_path / 'caffe.pth').input == IMAGENET_RGB
+    assert load_foreign(tmp_path / 'caffe.pth', input='caffe').input == CAFFE_BGR
+    with pytest.raises(UserError, match='input must be one of imagenet, caffe'):
+        load_foreign(tmp_path / 'caffe.pth', input='BGR')

@@ -104,8 +104,10 @@ def test_a_net_of_another_kind_keeps_nothing_silently(vgg, tmp_path):
         _backbone(_cfg(path), conv_cfg=SEPARABLE)
     with pytest.raises(UserError, match=rf'^{path}: .* not the weights of mmpretrain.* is missing'):
         _backbone(_cfg(path, source='mmpretrain'))
-    with pytest.raises(UserError, match="^source must be one of auto, torchvision.* got 'timm'"):
-        _backbone(_cfg(path, source='timm'))
+    with pytest.raises(
+        UserError, match="^source must be one of auto, timm, torchvision.* got 'fastai'"
+    ):
+        _backbone(_cfg(path, source='fastai'))
     with pytest.raises(UserError, match=r'none\.pth'):
         _backbone(_cfg(tmp_path / 'none.pth'))
 

@@ -184,7 +184,8 @@ def test_what_is_skipped_is_left_and_must_be_there():
     [
         (dict(), dict(norm_cfg=OUR_BN),
          'the net has batch norm, the weights were trained without; set '
-         'model.backbone.norm_cfg=None'),
+         'model.backbone.norm_cfg=None, or fit them to images: tools/convert_weights.py '
+         '--bn-batches'),
         (dict(norm_cfg=OUR_BN), dict(),
          'the weights have batch norm, the net has none; set model.backbone.norm_cfg'),
         (dict(), dict(conv_cfg=SEPARABLE),

@@ -31,12 +31,13 @@ from torch import Tensor
 
 from ssnet_mm.errors import UserError, require
 
-from ..dialects import KERAS_LAYERS
+from ..dialects import APPLICATIONS_LAYERS, KERAS_LAYERS
 from .size_limit import check_size, damaged
 
 # By Keras' names of the classes in snake case: what ``vars/0``, ``vars/1`` ... are.
 _VARIABLES = {
     'conv2d': ('kernel', 'bias'),
+    'dense': ('kernel', 'bias'),
     'separable_conv2d': ('depthwise_kernel', 'pointwise_kernel', 'bias'),
     'conv2d_transpose': ('kernel', 'bias'),
     'batch_normalization': ('gamma', 'beta', 'moving_mean', 'moving_variance'),
@@ -49,8 +50,17 @@ _ORDER = {
     'conv2d_transpose': tuple(layer for layer in KERAS_LAYERS.values() if layer not in _CONVS),
     'batch_normalization': tuple(f'{conv}_bn' for conv in _CONVS if conv.startswith('conv')),
 }
+# The layers of keras.applications' VGG16, of which SSNeT has more.
+_VGG16 = {
+    'conv2d': tuple(APPLICATIONS_LAYERS.values())[:13],
+    'dense': (*tuple(APPLICATIONS_LAYERS.values())[13:], 'predictions'),
+}
 _HDF5 = b'\x89HDF\r\n\x1a\n'
 _CONTAINERS = ('layers', '_layer_checkpoint_dependencies')  # the second in Keras 2.12 to 2.15
+_VARS = re.compile(
+    rf'(?:(?P<attribute>[^/]+)/)?(?:{"|".join(_CONTAINERS)})/'
+    r'(?P<layer>(?P<kind>[^/]+?)(?:_(?P<count>\d+))?)/vars/(?P<index>\d+)'
+)
 _NOT_WEIGHTS = ('optimizer', 'optimizer_weights', 'metrics')
 _DEPTH, _OBJECTS = 12, 100_000  # of groups; Keras needs six, and a few hundred
 
@@ -75,7 +85,7 @@ def read(path: str) -> dict[str, Tensor]:
         source, config = _open(path)
         with h5py.File(source, 'r') as file:
             datasets = dict(_datasets(h5py, path, file))
-            if any(key.split('/')[0] in _CONTAINERS for key in datasets):
+            if any(re.search(r'/vars/\d+$', key) for key in datasets):
                 names = _names_by_class(path, file, datasets, config)
             else:
                 names = _names_by_layer(path, datasets)
@@ -140,18 +150,26 @@ def _names_by_layer(path: str, datasets: Iterable[str]) -> dict[str, str]:
 
 
 def _names_by_class(path: str, file: Any, datasets: Iterable[str], config: Any) -> dict[str, str]:
-    """Paths in the newer layout to ``LAYER/NAME``: ``layers/CLASS_COUNT/vars/INDEX``."""
+    """Paths in the newer layout to ``LAYER/NAME``: ``layers/CLASS_COUNT/vars/INDEX``.
+
+    A model of one's own class has such containers within attributes: ``ATTRIBUTE/layers/...``
+    becomes ``ATTRIBUTE/CLASS_COUNT/NAME``.
+    """
     names = {}
     groups: dict[str, dict[int, list[str]]] = defaultdict(dict)  # class: count: paths
     for key in datasets:
         container, *rest = key.split('/')
         if container in _NOT_WEIGHTS or 'seed_generator' in rest:  # a dropout's random state
             continue
-        found = re.fullmatch(r'([^/]+?)(?:_(\d+))?/vars/\d+', '/'.join(rest))
-        if container in _CONTAINERS and found and found[1] in _VARIABLES:
-            groups[found[1]].setdefault(int(found[2] or 0), []).append(key)
-        else:
+        found = _VARS.fullmatch(key)
+        if found is None or found['kind'] not in _VARIABLES:
             names[key] = key  # no layer of ours: left for the caller to tell of
+        elif found['attribute']:
+            index, variables = int(found['index']), _VARIABLES[found['kind']]
+            name = variables[index] if index < len(variables) else found['index']
+            names[key] = f'{found["attribute"]}/{found["layer"]}/{name}'
+        else:
+            groups[found['kind']].setdefault(int(found['count'] or 0), []).append(key)
     layers = None if config is None else _layers_of(path, config)
     for kind, by_count in groups.items():
         vars_of = [by_count[count] for count in sorted(by_count)]
@@ -160,9 +178,14 @@ def _names_by_class(path: str, file: Any, datasets: Iterable[str], config: Any) 
         if not all(isinstance(name, str) and name for name in given):
             if layers is not None:
                 given = layers[kind.replace('_', '')]
+            elif len(groups.get('conv2d', ())) == len(_VGG16['conv2d']):
+                given = list(_VGG16.get(kind, ()))
             else:  # nothing tells how SSNeT's order goes on where both kinds are mixed
                 mixed = {'conv2d', 'separable_conv2d'} <= groups.keys()
-                given = [] if mixed else list(_ORDER[kind])
+                given = [] if mixed else list(_ORDER.get(kind, ()))
+        if kind == 'dense' and len(given) != len(vars_of):  # of another net: for the caller too
+            names.update({key: key for keys in vars_of for key in keys})
+            continue
         if len(given) != len(vars_of):
             whose = "SSNeT's network" if layers is None else 'its config.json'
             raise UserError(
