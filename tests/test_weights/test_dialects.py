@@ -377,7 +377,7 @@ def test_vgg13_is_not_taken_for_vgg16():
 def test_other_weights_are_not_recognised():
     with pytest.raises(
         UserError,
-        match='are none of timm, torchvision, mmpretrain, keras, .*, caffe, ssnet_mm: .* begin with a.b$',
+        match='are none of timm, torchvision, .*, caffe, ssnet_mm: .* begin with a.b$',
     ):
         detect({'a.b': torch.ones(1)})
     with pytest.raises(UserError, match='begin with nothing'):
