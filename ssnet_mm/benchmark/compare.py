@@ -117,7 +117,7 @@ def run(
                 say(f'{row.label}: preparing, {i + 1} of {len(rows)}')
                 with one_row(i):
                     workers[i] = _start(context, row, settings, f'{folder}/{i}')
-            meters.update(_start_meters(context, rows, settings))
+            meters.update(_start_meters(context, [rows[i] for i in workers], settings))
             for turn in range(settings.rounds):
                 say(f'round {turn + 1} of {settings.rounds}')
                 for precision, meter in meters.items():

@@ -23,6 +23,7 @@ from .rows import Row, Settings
 
 REST = '(all else)'  # what runs between the layers: additions, resizing, Python
 _DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+_PRODUCT_SECONDS = 0.02  # a matrix product of less is doubled
 _SAMPLES = 5  # of the machine's speed; the best one counts, as it is a limit
 WARMUP = 3  # passes before those that count: the first compiles, or picks kernels
 
@@ -116,19 +117,32 @@ class Product:
         if threads:
             torch.set_num_threads(threads)
         self.device = device
-        side = 2048 if torch.device(device).type == 'cpu' else 8192
-        self.operations = 2 * side**3
-        if precision == 'int8':
-            factors = torch.randint(-127, 128, (2, side, side), dtype=torch.int8, device=device)
+        self.precision = precision
+        largest = 2048 if torch.device(device).type == 'cpu' else 8192
+        self.side = 256
+        self._draw()
+        # a CPU may lack instructions for a precision, and then takes minutes for the largest
+        while self.side < largest and self._seconds() < _PRODUCT_SECONDS:
+            self.side *= 2
+            self._draw()
+
+    def _draw(self) -> None:
+        """Make the factors, and multiply them once: the first time picks a kernel."""
+        shape = (2, self.side, self.side)
+        if self.precision == 'int8':
+            factors = torch.randint(-127, 128, shape, dtype=torch.int8, device=self.device)
             self.multiply = functools.partial(torch._int_mm, *factors)
         else:
-            factors = torch.rand(2, side, side, device=device).to(_DTYPES[precision])
+            factors = torch.rand(shape, device=self.device).to(_DTYPES[self.precision])
             self.multiply = functools.partial(torch.mm, *factors)
-        self.turn()  # the first picks a kernel
+        self.multiply()
+
+    def _seconds(self) -> float:
+        return seconds_of(self.multiply, self.device)
 
     def turn(self) -> float:
         """Operations a second, a multiply-add being two."""
-        return self.operations / seconds_of(self.multiply, self.device)
+        return 2 * self.side**3 / self._seconds()
 
 
 def measure_machine(device: str = 'cpu', precision: str = 'fp32') -> Machine:

@@ -344,7 +344,7 @@ def test_a_trainer_trains(tiny_config):
     assert held > 2 * 4 * (32 * 40 * 4) / 2**20
     mixed = Trainer(Row(tiny_config(), precision='bf16', training=True), SMALL)
     assert type(mixed.optimizer).__name__ == 'BFloat16OptimWrapper'
-    assert mixed.facts()['held_mib'] < 0.8 * held
+    assert set(mixed.turn()) == {'network'}
     once = Trainer(Row(tiny_config(), training=True), Settings(shape=(32, 40), batch=4))
     assert once.facts()['held_mib'] == pytest.approx(held, rel=0.2)  # of one image
 
