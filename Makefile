@@ -33,7 +33,7 @@ env: $(ENV) ## make .venv: the OneDL stack, pinned, and this package in place
 demo: $(ENV) ## draw a small data set, train FastFCN8 on it, test it, leave a picture
 	rm -rf $(DEMO)
 	$(PY) tools/make_miniature.py data/miniature
-	$(PY) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO)
+	$(PY) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO) --amp
 	$(PY) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --work-dir $(DEMO)/test
 	$(PY) tools/show_predictions.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --out $(DEMO)/demo.png --num 6
 	@echo

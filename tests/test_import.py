@@ -34,6 +34,7 @@ def test_an_import_adds_the_parts_and_nothing_else():
         'mmengine.hook.GuardHook',
         'mmengine.hook.PlainCheckpointHook',
         'mmengine.model.SeparableConv2d',
+        'mmengine.optim_wrapper.BFloat16OptimWrapper',
         'mmengine.weight initializer.ForeignPretrained',
         'mmseg.dataset.CamVidDataset',
         'mmseg.metric.ClassIoUMetric',

@@ -45,7 +45,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--backends', nargs='+', choices=RUNTIMES, metavar='NAME',
         help=f'of {", ".join(RUNTIMES)} (default: torch)')  # fmt: skip
     add('--precision', nargs='+', choices=PRECISIONS, metavar='NAME',
-        help=f'of {", ".join(PRECISIONS)} (default: fp32)')  # fmt: skip
+        help=f'of {", ".join(PRECISIONS)} (default: fp32); with --train mixed precision, as '
+        'train.py --amp-dtype')  # fmt: skip
     add('--shape', nargs=2, type=int, default=(512, 512), metavar=('H', 'W'), help='(512 512)')
     add('--batch', type=int, default=1, metavar='N', help='images a pass (1)')
     add('--num-classes', type=int, metavar='N', help="in all heads (the configs' own)")
@@ -59,15 +60,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='time the way from a JPEG file to its label map too',
     )
     add('--train', action='store_true', help='time a training step, with what it holds in memory')
-    add('--amp', action='store_true', help='with --train: in mixed precision (CUDA)')
     add('--layers', action='store_true', help='where the time goes, layer by layer')
     add('--json', metavar='FILE', help='write the results as a list of rows')
     add('--chart', metavar='FILE.png', help='draw latency and memory')
     args = parser.parse_args(argv)
-    if args.train and (args.backends or args.precision or args.end_to_end or args.layers):
-        parser.error('--train goes without --backends, --precision, --end-to-end and --layers')
-    if args.amp and not args.train:
-        parser.error('--amp goes with --train')
+    if args.train and (args.backends or args.end_to_end or args.layers):
+        parser.error('--train goes without --backends, --end-to-end and --layers')
+    if args.train and 'int8' in (args.precision or ()):
+        parser.error('--train takes --precision fp32, fp16 and bf16')
     if args.layers and args.chart:
         parser.error('--layers draws no chart')
     return args
@@ -86,13 +86,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         end_to_end=args.end_to_end,
         num_classes=args.num_classes,
     )
-    if args.train:
-        precisions = ['amp' if args.amp else 'fp32']
-        rows = plan(args.configs, ['torch'], precisions, args.checkpoint, training=True)
-    else:
-        rows = plan(
-            args.configs, args.backends or ['torch'], args.precision or ['fp32'], args.checkpoint
-        )
+    rows = plan(
+        args.configs,
+        args.backends or ['torch'],
+        args.precision or ['fp32'],
+        args.checkpoint,
+        args.train,
+    )
     header = compare.describe_run(rows, settings)
     print(f'{header}\n', flush=True)
     say = partial(print, file=sys.stderr, flush=True)  # progress, apart from the results

@@ -34,6 +34,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument('--device', help='cpu or cuda:0 (default: CUDA where there is some)')
     parser.add_argument('--threads', type=int, metavar='N', help='that the runtime may use')
+    parser.add_argument(
+        '--precision', choices=['fp32', 'bf16'],
+        help="to compute in (default: a file's own; float32 for a config)",
+    )  # fmt: skip
     parser.add_argument('--no-fuse', action='store_true', help="run a config's model as it is")
     parser.add_argument(
         '--opacity', type=float, default=0.5, help='of the colours, 0 to 1 (default: 0.5)'
@@ -56,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         model = load_config(model, parse_options(args.cfg_options))
     segment = Segmenter(
-        model, args.checkpoint, device=args.device, threads=args.threads, fuse=not args.no_fuse
-    )
+        model, args.checkpoint, device=args.device, threads=args.threads, fuse=not args.no_fuse,
+        precision=args.precision,
+    )  # fmt: skip
     keep_freed_memory()  # from here on every image takes the same again
     if video:
         count, file = predict.predict_video(

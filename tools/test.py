@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ssnet_mm.deploy import FuseHook
+from mmengine.hooks import Hook
+
+from ssnet_mm.deploy import BFloat16Hook, FuseHook
 from ssnet_mm.engine import launch
 from ssnet_mm.errors import exit_on_user_error
 
@@ -29,6 +31,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='test the model as it is deployed, batch norms folded',
     )
+    parser.add_argument(
+        '--precision', choices=['fp32', 'bf16'], default='fp32', help='to compute in (%(default)s)'
+    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args(argv)
 
@@ -48,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         launch.use_tta(cfg)
     if args.out is not None:
         launch.write_predictions(cfg, args.out)
-    hooks = [FuseHook()] if args.fuse else []
+    hooks: list[Hook] = [FuseHook()] if args.fuse else []
+    if args.precision == 'bf16':
+        hooks.append(BFloat16Hook())
     launch.run(cfg, 'test', hooks, skip_data_check=args.skip_data_check)
 
 

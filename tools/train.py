@@ -17,7 +17,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--resume', action='store_true', help='go on from the last checkpoint in the work dir'
     )
-    parser.add_argument('--amp', action='store_true', help='train in mixed precision (CUDA)')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='train in mixed precision: float16 on CUDA, bfloat16 on CPUs that are fast in it',
+    )
+    parser.add_argument(
+        '--amp-dtype', choices=launch.AMP_DTYPES, help='mixed precision of this type, on any CPU'
+    )
     return parser.parse_args(argv)
 
 
@@ -28,11 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     # precedence: flags, then --cfg-options, then the config
     cfg = launch.load_config(args.config, args.cfg_options)
     launch.apply_run_arguments(cfg, args)
-    if args.amp:
-        launch.use_amp(cfg)
+    notes = launch.use_amp(cfg, args.amp_dtype) if args.amp or args.amp_dtype else []
     if args.resume:
         cfg.resume = True
-    launch.run(cfg, 'train', skip_data_check=args.skip_data_check)
+    launch.run(cfg, 'train', skip_data_check=args.skip_data_check, notes=notes)
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ import os
 import platform
 import signal
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from multiprocessing.context import BaseContext
@@ -23,11 +24,12 @@ import numpy as np
 import torch
 
 from ssnet_mm.deploy import fuse
+from ssnet_mm.deploy.precision import compute_in_bfloat16, pack_weights
 from ssnet_mm.deploy.runtimes import FORMATS
 from ssnet_mm.errors import UserError
 from ssnet_mm.malloc import keep_freed_memory
 
-from .layers import LayerTimes, count_macs, measure_machine, time_layers
+from .layers import LayerTimes, Product, count_macs, measure_machine, time_layers
 from .rows import IN_TORCH, Result, Row, Settings
 from .worker import PHOTO, Predictor, Trainer, build_row, export_row, serve
 
@@ -107,14 +109,19 @@ def run(
                 workers.pop(place).stop()
 
     context = _context()
+    meters: dict[str, Worker] = {}  # of arithmetic, by precision
+    peaks: defaultdict[str, list[float]] = defaultdict(list)  # operations a second
     with tempfile.TemporaryDirectory() as folder:
         try:
             for i, row in enumerate(rows):
                 say(f'{row.label}: preparing, {i + 1} of {len(rows)}')
                 with one_row(i):
                     workers[i] = _start(context, row, settings, f'{folder}/{i}')
+            meters.update(_start_meters(context, [rows[i] for i in workers], settings))
             for turn in range(settings.rounds):
                 say(f'round {turn + 1} of {settings.rounds}')
+                for precision, meter in meters.items():
+                    peaks[precision].append(meter.ask('turn'))
                 for i, worker in list(workers.items()):
                     with one_row(i) as result:
                         for name, seconds in worker.ask('turn').items():
@@ -124,8 +131,10 @@ def run(
                     for name, value in worker.ask('facts').items():
                         setattr(result, name, value)
         finally:
-            for worker in workers.values():
+            for worker in [*workers.values(), *meters.values()]:
                 worker.stop()
+    for result in results:
+        result.peak_flops = max(peaks[result.row.precision], default=None)
     if results[0].network:
         first = float(np.median(results[0].network))
         for result in results:
@@ -164,18 +173,32 @@ def _start(context: BaseContext, row: Row, settings: Settings, path: str) -> Wor
     return Worker(context, Predictor, row, settings, path)
 
 
+def _start_meters(
+    context: BaseContext, rows: Sequence[Row], settings: Settings
+) -> dict[str, Worker]:
+    """What measures the machine's arithmetic in turn with the rows, by the precisions it has."""
+    meters = {}
+    for precision in {row.precision for row in rows if not row.training}:
+        with contextlib.suppress(RowError):
+            meters[precision] = Worker(
+                context, Product, settings.device, precision, settings.threads
+            )
+    return meters
+
+
 def run_layers(
     rows: Sequence[Row], settings: Settings, say: Callable[[str], object] = lambda text: None
 ) -> list[LayerTimes]:
-    """Time the layers of each row's network, in this process, float32, as built or fused.
+    """Time the layers of each row's network, in this process, as built or fused.
 
     The process keeps the memory that it frees, also for networks as built.
     """
-    if any(row.runtime not in ('torch', 'fused') or row.precision != 'fp32' for row in rows):
-        raise UserError('layers are timed of torch and fused, in fp32')
+    precisions = {row.precision for row in rows}
+    if any(row.runtime not in ('torch', 'fused') for row in rows) or precisions - {'fp32', 'bf16'}:
+        raise UserError('layers are timed of torch and fused, in fp32 and bf16')
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    machine = measure_machine(settings.device)
+    machines = {p: measure_machine(settings.device, p) for p in precisions}
     results = []
     for row in rows:
         say(row.label)
@@ -183,8 +206,14 @@ def run_layers(
         image = torch.rand(settings.batch, 3, *settings.shape, device=settings.device)
         if row.runtime == 'fused':
             model, image = fuse(model), image.to(memory_format=torch.channels_last)
-        costs = time_layers(model.to(settings.device), image, settings.rounds)
-        results.append(LayerTimes(row, settings, machine, costs))
+        model = model.to(settings.device)
+        macs = count_macs(model, image.shape)
+        if row.precision == 'bf16':
+            compute_in_bfloat16(model)
+        if row.runtime == 'fused':
+            pack_weights(model)
+        costs = time_layers(model, image, settings.rounds, macs)
+        results.append(LayerTimes(row, settings, machines[row.precision], costs))
     return results
 
 

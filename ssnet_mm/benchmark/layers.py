@@ -7,10 +7,11 @@ whichever takes longer (the roofline model, https://doi.org/10.1145/1498765.1498
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from .rows import Row, Settings
 
 REST = '(all else)'  # what runs between the layers: additions, resizing, Python
+_DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+_PRODUCT_SECONDS = 0.02  # a matrix product of less is doubled
 _SAMPLES = 5  # of the machine's speed; the best one counts, as it is a limit
 WARMUP = 3  # passes before those that count: the first compiles, or picks kernels
 
@@ -29,7 +32,7 @@ WARMUP = 3  # passes before those that count: the first compiles, or picks kerne
 class Machine:
     """What a machine can do at best, measured."""
 
-    flops: float  # float32 operations a second, a multiply-add being two
+    flops: float  # operations a second, a multiply-add being two
     bandwidth: float  # bytes read or written a second
 
 
@@ -107,27 +110,63 @@ def run_network(model: nn.Module, image: Tensor) -> Any:
     return model(image, mode='tensor') if hasattr(model, 'decode_head') else model(image)
 
 
-def measure_machine(device: str = 'cpu') -> Machine:
-    """Time one large float32 matrix product and one large copy, with torch's threads as set."""
+class Product:
+    """A large matrix product, which shows what arithmetic a machine can do in a precision."""
+
+    def __init__(self, device: str, precision: str, threads: int | None = None) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = device
+        self.precision = precision
+        largest = 2048 if torch.device(device).type == 'cpu' else 8192
+        self.side = 256
+        self._draw()
+        # a CPU may lack instructions for a precision, and then takes minutes for the largest
+        while self.side < largest and self._seconds() < _PRODUCT_SECONDS:
+            self.side *= 2
+            self._draw()
+
+    def _draw(self) -> None:
+        """Make the factors, and multiply them once: the first time picks a kernel."""
+        shape = (2, self.side, self.side)
+        if self.precision == 'int8':
+            factors = torch.randint(-127, 128, shape, dtype=torch.int8, device=self.device)
+            self.multiply = functools.partial(torch._int_mm, *factors)
+        else:
+            factors = torch.rand(shape, device=self.device).to(_DTYPES[self.precision])
+            self.multiply = functools.partial(torch.mm, *factors)
+        self.multiply()
+
+    def _seconds(self) -> float:
+        return seconds_of(self.multiply, self.device)
+
+    def turn(self) -> float:
+        """Operations a second, a multiply-add being two."""
+        return 2 * self.side**3 / self._seconds()
+
+
+def measure_machine(device: str = 'cpu', precision: str = 'fp32') -> Machine:
+    """Time one large matrix product and one large copy, with torch's threads as set."""
 
     def best(function: Callable[[], object]) -> float:
         return min(seconds_of(function, device) for _ in range(_SAMPLES + 1))
 
-    side = 2048 if torch.device(device).type == 'cpu' else 8192
-    a, b = torch.rand(2, side, side, device=device)
-    product = best(lambda: torch.mm(a, b))
+    product = Product(device, precision)
+    flops = max(product.turn() for _ in range(_SAMPLES))
     source = torch.rand(64 * 2**20, device=device)  # 256 MiB: more than a core's share of caches
     target = torch.empty_like(source)
     copy = best(lambda: target.copy_(source))
-    return Machine(2 * side**3 / product, 2 * source.nbytes / copy)
+    return Machine(flops, 2 * source.nbytes / copy)
 
 
 @torch.no_grad()
-def time_layers(model: nn.Module, image: Tensor, rounds: int) -> list[LayerCost]:
+def time_layers(
+    model: nn.Module, image: Tensor, rounds: int, macs: Mapping[str, int]
+) -> list[LayerCost]:
     """Time every layer (a module without parts) of a network in eval mode, on a batch (N, C, H, W).
 
     The layers come in the order in which they run, then :data:`REST`: the whole pass, timed without
-    looking into it, less the layers.
+    looking into it, less the layers. ``macs`` are those of :func:`count_macs`.
     """
     device = image.device
     idle = (nn.Identity, nn.modules.dropout._DropoutNd)  # pass on what they are given
@@ -148,7 +187,8 @@ def time_layers(model: nn.Module, image: Tensor, rounds: int) -> list[LayerCost]
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
         synchronize(device)
         samples[-1][layers[module]] += time.perf_counter() - started[module]
-        tensors = [t for t in (*inputs, output, *module.parameters()) if isinstance(t, Tensor)]
+        weights = (*module.parameters(), *module.buffers())  # buffers, where they are packed
+        tensors = [t for t in (*inputs, output, *weights) if isinstance(t, Tensor)]
         moved[layers[module]] += sum(t.nbytes for t in tensors)
 
     for _ in range(rounds + WARMUP):  # in turns: what slows the machine for a while slows both
@@ -163,7 +203,6 @@ def time_layers(model: nn.Module, image: Tensor, rounds: int) -> list[LayerCost]
             for handle in handles:
                 handle.remove()
     del whole[:WARMUP], samples[:WARMUP]
-    macs = count_macs(model, image.shape)
     costs = [
         LayerCost(name, statistics.median(s[name] for s in samples), macs.get(name, 0), moved[name])
         for name in samples[0]
@@ -186,6 +225,7 @@ class LayerTimes:
         return {
             'config': self.row.config,
             'backend': self.row.runtime,
+            'precision': self.row.precision,
             'shape': list(self.settings.shape),
             'batch': self.settings.batch,
             'peak_gflops': self.machine.flops / 1e9,

@@ -44,13 +44,17 @@ def table(results: Sequence[Result]) -> str:
                 'end to end ms': short((milliseconds(result.end_to_end) or {}).get('median')),
                 'images/s': short(result.images_per_s),
                 'ratio': '-' if result.ratio is None else f'{result.ratio:.3f}',
+                'limit ms': short(result.limit, 1e-3),
+                'of limit': '-'
+                if not result.limit or not result.network
+                else f'{latency["median"] / result.limit / 1e3:.1f}',
                 'held MiB/image': short(result.held_mib),
                 'peak MiB': short(result.peak_mib),
             }
         )
         if result.error:
             failures.append(f'failed: {result.row.label}: {result.error}')
-    optional = ('end to end ms', 'held MiB/image')
+    optional = ('end to end ms', 'limit ms', 'of limit', 'held MiB/image')
     head = [n for n in rows[0] if n not in optional or any(row[n] != '-' for row in rows)]
     return '\n'.join([markdown(head, [[row[name] for name in head] for row in rows]), *failures])
 
@@ -77,8 +81,8 @@ def layer_table(times: LayerTimes) -> str:
         for layer in layers
     ]
     title = (
-        f'{times.row.name}, {times.row.runtime}: the machine does {short(machine.flops, 1e9)} '
-        f'GFLOP/s in a matrix product and moves {short(machine.bandwidth, 1e9)} GB/s'
+        f'{times.row.label}: the machine does {short(machine.flops, 1e9)} GFLOP/s in a '
+        f'matrix product and moves {short(machine.bandwidth, 1e9)} GB/s'
     )
     return f'{title}\n\n{markdown(head, rows)}'
 

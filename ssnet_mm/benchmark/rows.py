@@ -25,7 +25,7 @@ class Row:
 
     config: str  # path, or mmseg:: and the name of a config that mmseg brings along
     runtime: str = 'torch'
-    precision: str = 'fp32'  # in training 'fp32' or 'amp'
+    precision: str = 'fp32'  # in training not 'int8', and mixed with float32
     checkpoint: str | None = None  # None leaves the weights as drawn
     training: bool = False  # time a training step instead of a prediction
 
@@ -74,12 +74,20 @@ class Result:
     peak_mib: float | None = None  # the most memory that was needed
     held_mib: float | None = None  # what one image holds until the backward pass
     ratio: float | None = None  # of the median time, to that of the first row
+    peak_flops: float | None = None  # of a large matrix product in this precision, in this run
     error: str | None = None  # why the row failed, in one line
 
     @property
     def images_per_s(self) -> float | None:
         """By the median time."""
         return self.settings.batch / float(np.median(self.network)) if self.network else None
+
+    @property
+    def limit(self) -> float | None:
+        """Seconds that the network's arithmetic would take at the speed of a matrix product."""
+        if self.macs is None or self.peak_flops is None or self.row.training:
+            return None
+        return 2 * self.macs * self.settings.batch / self.peak_flops
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it: times in milliseconds, as median and 95th percentile."""
@@ -98,6 +106,8 @@ class Result:
             'peak_mib': self.peak_mib,
             'held_mib': self.held_mib,
             'ratio': self.ratio,
+            'peak_gflops': None if self.peak_flops is None else self.peak_flops / 1e9,
+            'limit_ms': None if self.limit is None else self.limit * 1e3,
             'error': self.error,
         }
 

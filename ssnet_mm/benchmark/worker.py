@@ -32,10 +32,11 @@ from torch import Tensor
 from ssnet_mm.deploy import Segmenter, fuse, runtimes
 from ssnet_mm.deploy.export import export
 from ssnet_mm.deploy.model import ready
+from ssnet_mm.deploy.precision import compute_in_bfloat16, pack_weights
 from ssnet_mm.deploy.runtimes.eager import TorchSession
 from ssnet_mm.engine.checkpoint import load_checkpoint
 from ssnet_mm.engine.config import build_segmentor, config_errors, describe, load_config
-from ssnet_mm.engine.launch import tune_for_cpu, use_amp
+from ssnet_mm.engine.launch import AMP_DTYPES, tune_for_cpu, use_amp
 from ssnet_mm.errors import UserError, require
 from ssnet_mm.malloc import keep_freed_memory
 
@@ -44,7 +45,7 @@ from .memory import MIB, Memory, held_bytes
 from .rows import Row, Settings
 
 PHOTO = (480, 640)  # height and width of the JPEG file that end-to-end timing starts from
-_DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+_AUTOCAST = dict(zip(('fp16', 'bf16'), AMP_DTYPES))
 
 
 def with_classes(part: Any, num_classes: int) -> Any:
@@ -151,17 +152,21 @@ class Predictor:
 
     def _load_in_torch(self, row: Row) -> TorchSession | None:
         """Set ``run`` and ``prepare``; return what predict.py runs, if that is the same network."""
-        if row.precision not in _DTYPES:
+        if row.precision == 'int8':
             others = [f.runtime for f in runtimes.FORMATS.values() if row.precision in f.precisions]
             raise UserError(f'{row.runtime} runs no {row.precision}; {" and ".join(others)} do')
         torch.backends.cudnn.benchmark = True  # all passes have one shape
-        dtype = _DTYPES[row.precision]
+        dtype = torch.float16 if row.precision == 'fp16' else torch.float32
         layout = torch.contiguous_format if row.runtime == 'torch' else torch.channels_last
         self.prepare = lambda image: image.to(self.device, dtype, memory_format=layout)
         model, cfg = build_row(row, self.settings)
         model = (model if row.runtime == 'torch' else fuse(model)).to(self.device, dtype)
+        if row.precision == 'bf16':
+            compute_in_bfloat16(model)
+        if row.runtime == 'fused':
+            pack_weights(model)
         session = None
-        if self.settings.end_to_end and row.runtime != 'compile' and row.precision == 'fp32':
+        if self.settings.end_to_end and row.runtime != 'compile' and dtype == torch.float32:
             session = TorchSession(ready(model, cfg))
         if row.runtime == 'compile':
             from torch._inductor import config as inductor
@@ -194,8 +199,8 @@ class Predictor:
 class Trainer:
     """A training step that is ready to be timed, warmed up: forward, loss, backward, optimizer.
 
-    The precision 'amp' is mixed precision, as ``tools/train.py --amp``. UserError where the row
-    can't run here.
+    The precisions 'fp16' and 'bf16' are mixed, as ``tools/train.py --amp-dtype``. UserError where
+    the row can't run here.
     """
 
     def __init__(self, row: Row, settings: Settings) -> None:
@@ -205,10 +210,10 @@ class Trainer:
         self.memory = Memory(self.device)
         model, cfg = build_row(row, settings)
         self.model = model.to(self.device).train()
-        if row.precision == 'amp':
-            if self.device.type == 'cpu':
-                raise UserError('mixed precision needs CUDA')
-            use_amp(cfg)
+        if row.precision == 'fp16' and self.device.type == 'cpu':
+            raise UserError('training in float16 needs CUDA; take bf16')
+        if row.precision != 'fp32':
+            use_amp(cfg, _AUTOCAST[row.precision])
         with config_errors(f'the optim_wrapper of {row.config}'):
             self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
         image = torch.rand(settings.batch, 3, *settings.shape) * 4 - 2

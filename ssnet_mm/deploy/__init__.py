@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .fusion import FuseHook, fuse
+    from .precision import BFloat16Hook
     from .segmenter import Segmenter
 
 # a public name, and the module it comes from
-_HOMES = {'FuseHook': 'fusion', 'Segmenter': 'segmenter', 'fuse': 'fusion'}
+_HOMES = {
+    'BFloat16Hook': 'precision', 'FuseHook': 'fusion', 'Segmenter': 'segmenter', 'fuse': 'fusion',
+}  # fmt: skip
 
-__all__ = ['FuseHook', 'Segmenter', 'fuse']
+__all__ = ['BFloat16Hook', 'FuseHook', 'Segmenter', 'fuse']
 
 
 def __getattr__(name: str) -> Any:

@@ -49,7 +49,7 @@ class Report:
         """Whether it differs by rounding only; INT8: by a quarter of the logits' spread."""
         if precision == 'int8':
             return self.deviation <= 0.25 * self.spread
-        return self.difference <= {'fp32': 1e-3, 'fp16': 5e-2}[precision] * self.scale
+        return self.difference <= {'fp32': 1e-3, 'fp16': 5e-2, 'bf16': 5e-2}[precision] * self.scale
 
 
 def random_images(size: tuple[int, int]) -> list[Pixels]:

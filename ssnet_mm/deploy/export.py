@@ -42,8 +42,9 @@ def export(
         path: Ends in ``.onnx``, ``.xml`` (OpenVINO; the weights go beside it, into ``.bin``) or
             ``.pt2`` (torch-export).
         format: 'onnx', 'openvino' or 'torch-export'.
-        precision: 'fp16' keeps half precision where the runtime can compute so, 'int8' quantises
-            the network with the value ranges found on the calibration images.
+        precision: 'fp16' keeps half precision where the runtime can compute so, 'bf16' computes in
+            bfloat16, 'int8' quantises the network with the value ranges found on the calibration
+            images.
         end_to_end: The file takes uint8 images, (N, H, W, 3) in RGB order, and gives uint8 labels,
             (N, H, W); otherwise normalised float images, (N, 3, H, W), to logits at the network's
             own resolution.

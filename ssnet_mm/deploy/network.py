@@ -141,8 +141,9 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         planes = self.prepare(images) if self.processor.end_to_end else images
-        dtype = next(self.model.parameters()).dtype
-        logits = self.model(planes.to(dtype), mode='tensor').float()
+        if self.processor.precision == 'fp16':
+            planes = planes.to(next(self.model.parameters()).dtype)
+        logits = self.model(planes, mode='tensor').float()
         return self.finish(logits, images) if self.processor.end_to_end else logits
 
     def example(self, size: tuple[int, int]) -> Tensor:

@@ -38,7 +38,7 @@ class Processor:
         threshold: Above it a single logit's sigmoid means class 1; ``None``: the largest logit.
         end_to_end: Whether the file takes uint8 images, NHWC in RGB order, and gives uint8 labels,
             NHW; otherwise normalised float images, NCHW, to logits, NCHW.
-        precision: 'fp32', 'fp16' or 'int8'.
+        precision: 'fp32', 'fp16', 'bf16' or 'int8'.
         classes: Names, or empty.
         palette: RGB colours, or empty.
         first_index: What index maps written to files hold for the first class: 1 where the data

@@ -33,7 +33,10 @@ class Segmenter:
             torch finds some for a config, and the CPU for an exported model.
         threads: How many the runtime may use; the default is its own choice. torch has one setting
             for the whole process.
-        fuse: Whether to fuse the layers of a config's model (:func:`ssnet_mm.deploy.fuse`).
+        fuse: Whether to fuse the layers of a config's model (:func:`ssnet_mm.deploy.fuse`), and on
+            a CPU to lay out its weights for the kernels.
+        precision: To compute in: ``'bf16'`` for a config or an ``.xml`` file of float32. The
+            default is a file's own precision, and ``'fp32'`` for a config.
         batch_size: How many images of one size, neighbours in a list, run at once.
 
     Attributes:
@@ -63,13 +66,14 @@ class Segmenter:
         device: str | None = None,
         threads: int | None = None,
         fuse: bool = True,
+        precision: str | None = None,
         batch_size: int = 1,
     ) -> None:
         for name, number in (('threads', threads), ('batch_size', batch_size)):
             if number is not None and number < 1:
                 raise UserError(f'{name} must be at least 1, got {number}')
         self.batch_size = batch_size
-        self.session = _session(model, checkpoint, device, threads, fuse)
+        self.session = _session(model, checkpoint, device, threads, fuse, precision)
         self.classes: tuple[str, ...] = self.session.classes
         self.palette: tuple[tuple[int, ...], ...] = self.session.palette
         self.colours = full_palette(self.palette, self.session.num_classes)
@@ -141,7 +145,12 @@ class Segmenter:
 
 
 def _session(
-    model: Any, checkpoint: Any, device: str | None, threads: int | None, fuse: bool
+    model: Any,
+    checkpoint: Any,
+    device: str | None,
+    threads: int | None,
+    fuse: bool,
+    precision: str | None,
 ) -> Any:
     """What runs the model that a Segmenter is given."""
     if callable(model):  # a session already
@@ -150,11 +159,11 @@ def _session(
     if path and runtimes.format_of(path):
         if checkpoint is not None:
             raise UserError(f'{path} holds its weights; leave {checkpoint} out')
-        return runtimes.load(path, device, threads)
+        return runtimes.load(path, device, threads, precision)
     if path and path.suffix != '.py':
         raise UserError(
             f'{path} is no model: expected a config (.py) or a file {runtimes.SUFFIXES}'
         )
     from ssnet_mm.deploy.runtimes import eager  # needs the toolbox
 
-    return eager.load(model, checkpoint, device, threads, fuse)
+    return eager.load(model, checkpoint, device, threads, fuse, precision)

@@ -7,9 +7,11 @@ from .checkpoint import load_checkpoint, load_state_dict, read_checkpoint
 from .guards import GuardHook
 from .hooks import PlainCheckpointHook
 from .metrics import ClassIoUMetric
+from .mixed_precision import BFloat16OptimWrapper
 from .tta import MeanProbabilityTTAModel
 
 __all__ = [
-    'AtomicBackend', 'ClassIoUMetric', 'GuardHook', 'MeanProbabilityTTAModel',
-    'PlainCheckpointHook', 'atomic_write', 'load_checkpoint', 'load_state_dict', 'read_checkpoint',
+    'AtomicBackend', 'BFloat16OptimWrapper', 'ClassIoUMetric', 'GuardHook',
+    'MeanProbabilityTTAModel', 'PlainCheckpointHook', 'atomic_write', 'load_checkpoint',
+    'load_state_dict', 'read_checkpoint',
 ]  # fmt: skip

@@ -26,6 +26,8 @@ from ssnet_mm.engine.config import load_config as load_config  # for the tools, 
 from ssnet_mm.engine.dry_run import OUT_OF_MEMORY
 from ssnet_mm.engine.guards import GuardHook
 from ssnet_mm.engine.hooks import PlainCheckpointHook
+from ssnet_mm.engine.mixed_precision import AMP_DTYPES as AMP_DTYPES
+from ssnet_mm.engine.mixed_precision import use_amp as use_amp
 from ssnet_mm.engine.preflight import Prepared, is_first_process, preflight
 from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.errors import UserError
@@ -104,16 +106,6 @@ def apply_run_arguments(cfg: Config, args: argparse.Namespace) -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
 
-def use_amp(cfg: Config) -> None:
-    """Train in mixed precision: OptimWrapper becomes AmpOptimWrapper."""
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind == 'OptimWrapper':
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    elif kind != 'AmpOptimWrapper':
-        raise UserError(f'--amp takes an optim_wrapper of type OptimWrapper, the config has {kind}')
-
-
 def use_tta(cfg: Config) -> None:
     """Test with the config's augmentations (``tta_pipeline``) around the model (``tta_model``)."""
     if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
@@ -176,7 +168,12 @@ def sole_training(work_dir: str) -> Iterator[None]:
 
 @weights_only()
 def run(
-    cfg: Config, mode: str, hooks: Sequence[Hook] = (), *, skip_data_check: bool = False
+    cfg: Config,
+    mode: str,
+    hooks: Sequence[Hook] = (),
+    *,
+    skip_data_check: bool = False,
+    notes: Sequence[str] = (),
 ) -> None:
     """Check a config, build its Runner, and train or test.
 
@@ -185,11 +182,13 @@ def run(
         mode: 'train' or 'test'.
         hooks: Hooks to add to those of the config.
         skip_data_check: Look at the first sample of each data set only.
+        notes: To log beside those of ``preflight``.
 
     Raises:
         UserError: From ``preflight``, or a mistake in the config that only building shows.
     """
     prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
+    prepared.notes.extend(notes)
     if mode == 'train' and is_first_process(cfg):
         with sole_training(cfg.work_dir):
             _run(cfg, mode, hooks, prepared)

@@ -179,8 +179,8 @@ def check_machine(cfg: Config, mode: str) -> None:
     wrapper = cfg.get('optim_wrapper', {}).get('type', '')
     if mode == 'train' and 'Amp' in str(wrapper) and device in ('cpu', 'mps'):
         raise UserError(
-            f'mixed precision ({wrapper}, --amp) needs CUDA, and torch finds none here; leave it '
-            'out, or see that the driver and the CUDA build of torch are installed'
+            f'{wrapper} scales the losses of float16, which needs CUDA, and torch finds none here; '
+            'on a CPU set optim_wrapper.type=OptimWrapper, or train.py --amp, which takes bfloat16'
         )
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none':

@@ -27,7 +27,8 @@ from ssnet_mm.errors import UserError
 SMALL = Settings(shape=(32, 40), batch=2, rounds=3)
 KEYS = {
     'config', 'backend', 'precision', 'training', 'shape', 'batch', 'params', 'macs', 'latency_ms',
-    'end_to_end_ms', 'images_per_s', 'peak_mib', 'held_mib', 'ratio', 'error',
+    'end_to_end_ms', 'images_per_s', 'peak_mib', 'held_mib', 'ratio', 'peak_gflops', 'limit_ms',
+    'error',
 }  # fmt: skip
 ON_LINUX = pytest.mark.skipif(sys.platform != 'linux', reason="needs Linux' account of memory")
 
@@ -136,6 +137,17 @@ class FakeWorker:
         self.calls.append(('stop', self.name))
 
 
+class Meter(FakeWorker):
+    """Measures the operations a second that it is told."""
+
+    def __init__(self, rates):
+        super().__init__('meter', rates, [])
+
+    def ask(self, method):
+        assert method == 'turn'
+        return self.seconds.pop(0)
+
+
 def fake_run(monkeypatch, tiny_config, seconds):
     calls, config = [], tiny_config()
 
@@ -145,6 +157,7 @@ def fake_run(monkeypatch, tiny_config, seconds):
         return FakeWorker(row.runtime, seconds[row.runtime], calls)
 
     monkeypatch.setattr(compare, '_start', start)
+    monkeypatch.setattr(compare, '_start_meters', lambda *_: {'fp32': Meter([2e9, 4e9, 3e9])})
     results = compare.run([Row(config, name, 'fp32') for name in seconds], SMALL)
     return [result.to_dict() for result in results], calls
 
@@ -165,6 +178,9 @@ def test_rows_take_turns_and_a_failure_costs_one_row(monkeypatch, tiny_config):
     assert first['images_per_s'] == pytest.approx(2 / 0.2)  # a batch of two
     assert (first['ratio'], first['error'], first['peak_mib']) == (1.0, None, 5.0)
     assert last['ratio'] == pytest.approx(2.5)
+    # two images, two operations a multiply-add, at the best rate
+    assert first['peak_gflops'] == 4
+    assert first['limit_ms'] == pytest.approx(1e3 * 2 * 2 * first['macs'] / 4e9)
     assert died['error'] == 'its process died (SIGSEGV)' and absent['error'] == 'not here'
     for failed in (died, absent):
         assert failed['latency_ms'] is failed['ratio'] is failed['peak_mib'] is None
@@ -239,13 +255,15 @@ def test_the_way_from_a_jpeg_goes_through_the_test_pipeline(tiny_config, tmp_pat
         else:
             seen.append(session.processor.input_size(*worker.PHOTO))
     assert seen == [(18, 24), (18, 24)]
-    # nobody predicts with a compiled network: no time is better than one of something else
-    assert Predictor(Row(config, 'torch', 'bf16'), settings).segmenter is None
+    # nobody predicts in torch's float16: no time is better than one of something else
+    assert Predictor(Row(config, 'torch', 'fp16'), settings).segmenter is None
+    assert Predictor(Row(config, 'torch', 'bf16'), settings).segmenter is not None
 
 
 def test_the_same_row_twice_gives_two_results(monkeypatch, tiny_config):
     times = iter([[0.1, 0.2, 0.3], [0.2, 0.4, 0.6]])
     monkeypatch.setattr(compare, '_start', lambda *_: FakeWorker('a', next(times), []))
+    monkeypatch.setattr(compare, '_start_meters', lambda *_: {})
     first, second = compare.run([Row(tiny_config())] * 2, SMALL)
     assert (first.ratio, second.ratio) == (1.0, pytest.approx(2.0))
 
@@ -308,8 +326,8 @@ def test_what_a_backend_cannot_do_is_one_line(tiny_config, monkeypatch):
     config = tiny_config()
     with pytest.raises(UserError, match='fused runs no int8; onnxruntime and openvino do'):
         Predictor(Row(config, 'fused', 'int8'), SMALL)
-    with pytest.raises(UserError, match='mixed precision needs CUDA'):
-        Trainer(Row(config, 'torch', 'amp', training=True), SMALL)
+    with pytest.raises(UserError, match='training in float16 needs CUDA; take bf16'):
+        Trainer(Row(config, 'torch', 'fp16', training=True), SMALL)
     monkeypatch.setitem(sys.modules, 'openvino', None)
     with pytest.raises(UserError, match='needs openvino; run: pip install openvino'):
         Predictor(Row(config, 'openvino', 'fp32'), SMALL, 'x.xml')
@@ -324,6 +342,9 @@ def test_a_trainer_trains(tiny_config):
     held = trainer.facts()['held_mib']
     # at the least what the two first convolutions give, four channels each, and their inputs
     assert held > 2 * 4 * (32 * 40 * 4) / 2**20
+    mixed = Trainer(Row(tiny_config(), precision='bf16', training=True), SMALL)
+    assert type(mixed.optimizer).__name__ == 'BFloat16OptimWrapper'
+    assert set(mixed.turn()) == {'network'}
     once = Trainer(Row(tiny_config(), training=True), Settings(shape=(32, 40), batch=4))
     assert once.facts()['held_mib'] == pytest.approx(held, rel=0.2)  # of one image
 
@@ -384,7 +405,7 @@ def test_the_tool_measures_what_it_can_and_says_what_it_cannot(main, tiny_config
 def test_the_tool_looks_into_layers(main, tiny_config, tmp_path):
     options = ['--layers', '--shape', 32, 40, '--rounds', 1, '--json', tmp_path / 'layers.json']
     code, text, _ = main(tiny_config(), *options, '--threads', 1)
-    assert code == 0
+    assert code == 0 and 'torch, fp32: the machine does ' in text
     assert '| backbone.stages.0.0.conv ' in text and 'GFLOP/s in a matrix product' in text
     (result,) = json.loads((tmp_path / 'layers.json').read_text())
     assert result['backend'] == 'torch' and len(result['layers']) > 20
@@ -397,7 +418,7 @@ def test_bad_input_is_one_line(main, tiny_config, tmp_path):
         ([config, '--threads', 0], 'threads must be at least 1'),
         (['none.py'], 'config none.py not found'),
         ([config, '--checkpoint', 'none.pth'], 'none.pth not found'),
-        ([config, '--layers', '--backends', 'compile'], 'torch and fused, in fp32'),
+        ([config, '--layers', '--backends', 'compile'], 'torch and fused, in fp32 and bf16'),
     ]:
         code, _, err = main(*args)
         line = err.strip().splitlines()[-1]
@@ -405,7 +426,7 @@ def test_bad_input_is_one_line(main, tiny_config, tmp_path):
         assert 'Traceback' not in err
     for args, message in [
         ([config, '--train', '--backends', 'fused'], '--train goes without'),
-        ([config, '--amp'], '--amp goes with --train'),
+        ([config, '--train', '--precision', 'int8'], 'fp32, fp16 and bf16'),
         ([config, '--backends', 'abacus'], 'invalid choice'),
     ]:
         code, _, err = main(*args)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from ssnet_mm import build_model
-from ssnet_mm.benchmark.layers import REST, LayerCost, Machine, count_macs, time_layers
+from ssnet_mm.benchmark import layers
+from ssnet_mm.benchmark.layers import REST, LayerCost, Machine, Product, count_macs, time_layers
 from ssnet_mm.benchmark.rows import Row, Settings
 from ssnet_mm.benchmark.worker import build_row
 
@@ -49,7 +50,7 @@ def test_multiply_adds_of_the_networks(name, giga):
 def test_layers_add_up_to_the_network():
     model = build_model(3, 'ds', base_channels=4, fc_channels=8).eval()
     image = torch.rand(1, 3, 33, 40)
-    costs = time_layers(model, image, rounds=2)
+    costs = time_layers(model, image, rounds=2, macs=count_macs(model, image.shape))
     names = [cost.name for cost in costs]
     assert names[0] == 'backbone.stages.0.0.conv.depthwise' and names[-1] == REST
     assert 'decode_head.upsamples.1' in names and 'backbone.fc7' not in names
@@ -71,3 +72,14 @@ def test_the_limit_is_the_slower_of_arithmetic_and_memory():
     idle = LayerCost('idle', 9.0, macs=500, moved=20)
     assert (busy.limit(machine), busy.bound(machine)) == (4.0, 'arithmetic')
     assert (idle.limit(machine), idle.bound(machine)) == (2.0, 'memory')
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16', 'int8'])
+def test_a_product_tells_the_rate_and_grows_while_it_is_quick(monkeypatch, precision):
+    took = iter([0.001, 0.5, 0.25])
+    monkeypatch.setattr(layers, 'seconds_of', lambda *_: next(took))
+    product = Product('cpu', precision)
+    assert product.turn() == 2 * 512**3 / 0.25
+    assert product.multiply().dtype == {'fp32': torch.float32, 'bf16': torch.bfloat16}.get(
+        precision, torch.int32
+    )

@@ -59,7 +59,9 @@ def test_a_table_of_layers():
     costs = [LayerCost('a', 3e-3, 30_000_000, 12), LayerCost(REST, 1e-3, 0, 0)]
     times = LayerTimes(Row('c/net.py', 'fused'), Settings(), Machine(100e9, 12e9), costs)
     title, _, head, _, first, rest, total = report.layer_table(times).splitlines()
-    assert title.startswith('net, fused: ') and '100 GFLOP/s' in title and '12.0 GB/s' in title
+    assert (
+        title.startswith('net, fused, fp32: ') and '100 GFLOP/s' in title and '12.0 GB/s' in title
+    )
     assert cells(first) == ['a', '30.0', '3.00', '75.0', '20.0', '20', '0.60', 'arithmetic']
     assert cells(rest)[-2:] == ['-', '-']
     # 60 million operations in 4 ms are 15 GFLOP/s, 15% of the peak

@@ -67,20 +67,6 @@ def test_work_dir_is_the_flags_then_the_configs_then_the_name(tiny_config):
     assert cfg.work_dir == 'flag' and cfg.launcher == 'none'
 
 
-def test_amp_changes_the_wrapper_and_keeps_its_settings(tiny_config):
-    cfg = launch.load_config(tiny_config("optim_wrapper['accumulative_counts'] = 2"))
-    launch.use_amp(cfg)
-    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
-    assert cfg.optim_wrapper.loss_scale == 'dynamic'
-    assert cfg.optim_wrapper.accumulative_counts == 2
-    cfg.optim_wrapper.loss_scale = 512.0
-    launch.use_amp(cfg)
-    assert cfg.optim_wrapper.loss_scale == 512.0
-    cfg.optim_wrapper.type = 'ApexOptimWrapper'
-    with pytest.raises(UserError, match='of type OptimWrapper, the config has ApexOptimWrapper'):
-        launch.use_amp(cfg)
-
-
 def test_tta_reaches_wrapped_data_sets(tiny_config):
     cfg = launch.load_config(tiny_config())
     cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[cfg.dataset, cfg.dataset])
@@ -170,10 +156,9 @@ def test_data_sets_inside_wrappers_are_found():
 
 @pytest.mark.skipif(not ON_CPU, reason='needs a machine without an accelerator')
 def test_cuda_where_there_is_none(tiny_config, monkeypatch):
-    cfg = load(tiny_config())
-    launch.use_amp(cfg)
+    cfg = load(tiny_config(), **{'optim_wrapper.type': 'AmpOptimWrapper'})
     preflight.check_machine(cfg, 'test')
-    with pytest.raises(UserError, match='mixed precision .* needs CUDA, and torch finds none'):
+    with pytest.raises(UserError, match='AmpOptimWrapper .* needs CUDA, and torch finds none'):
         preflight.check_machine(cfg, 'train')
     monkeypatch.setenv('RANK', '0')
     cfg = load(tiny_config(), launcher='pytorch')

@@ -70,7 +70,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny_config, tiny_data, tmp_pa
     none, other = tmp_path / 'none.pth', tmp_path / 'other.pth'
     root = 'train_dataloader.dataset.data_root=data/miniature_x'
     amp_fails = [] if torch.cuda.is_available() else [
-        ('train', [config, '--work-dir', out, '--amp'], 'needs CUDA'),
+        ('train', [config, '--work-dir', out, '--amp-dtype', 'float16'], 'needs CUDA'),
         ('predict', [config, other, images, '--out-dir', out, '--device', 'cuda'], '0 CUDA'),
     ]  # fmt: skip
     for name, args, message in [

@@ -32,8 +32,10 @@ class Format(NamedTuple):
 
 FORMATS = {
     'onnx': Format('.onnx', 'onnx', 'onnxruntime', ('fp32', 'fp16', 'int8')),
-    'openvino': Format('.xml', 'openvino', 'openvino', ('fp32', 'fp16', 'int8'), beside='.bin'),
-    'torch-export': Format('.pt2', 'torch_export', 'torch-export', ('fp32', 'fp16')),
+    'openvino': Format(
+        '.xml', 'openvino', 'openvino', ('fp32', 'fp16', 'bf16', 'int8'), beside='.bin'
+    ),
+    'torch-export': Format('.pt2', 'torch_export', 'torch-export', ('fp32', 'fp16', 'bf16')),
 }
 SUFFIXES = ', '.join(f.suffix for f in FORMATS.values())  # for messages
 
@@ -61,8 +63,8 @@ def load(
         path: What ``tools/export.py`` wrote.
         device: ``'cpu'``, ``'cuda:0'`` or what else the runtime knows; None is the CPU.
         threads: How many the runtime may use; the default is its own choice.
-        precision: To compute in, where the runtime leaves a choice: OpenVINO computes fp32 files
-            in 'bf16' too. None is the file's.
+        precision: To compute in, where the runtime leaves a choice: OpenVINO computes files of
+            'fp32' and 'bf16' in either. None is the file's.
 
     Raises:
         UserError: It is missing, unreadable or of no known format, or its runtime or the device is

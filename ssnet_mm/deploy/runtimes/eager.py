@@ -16,6 +16,7 @@ from PIL import Image
 from ssnet_mm.deploy.fusion import fuse as fuse_layers
 from ssnet_mm.deploy.images import Labels, Pixels
 from ssnet_mm.deploy.model import check_device, load_model
+from ssnet_mm.deploy.precision import compute_in_bfloat16, pack_weights
 from ssnet_mm.engine.config import load_config
 from ssnet_mm.engine.samples import image_bands
 from ssnet_mm.errors import UserError
@@ -76,14 +77,27 @@ def _swapped(image: Pixels) -> Pixels:
 
 
 def load(
-    config: Any, checkpoint: Any, device: str | None, threads: int | None, fuse: bool
+    config: Any,
+    checkpoint: Any,
+    device: str | None,
+    threads: int | None,
+    fuse: bool,
+    precision: str | None,
 ) -> TorchSession:
     """Build a config's segmentor with a checkpoint's weights; the arguments are Segmenter's."""
     if checkpoint is None:
         raise UserError(f'{getattr(config, "filename", config)} needs a checkpoint beside it')
+    if precision not in (None, 'fp32', 'bf16'):
+        raise UserError(f'a config runs in fp32 or bf16; for {precision} export it')
     if not isinstance(config, Config):
         config = load_config(os.fspath(config))
     if threads:
         torch.set_num_threads(threads)
     model = load_model(config, os.fspath(checkpoint), check_device(device))
-    return TorchSession(fuse_layers(model) if fuse else model)
+    if fuse:
+        model = fuse_layers(model)
+    if precision == 'bf16':
+        compute_in_bfloat16(model)
+    if fuse:
+        pack_weights(model)
+    return TorchSession(model)

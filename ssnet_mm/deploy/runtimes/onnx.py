@@ -23,6 +23,11 @@ _PROVIDERS = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}
 
 def load(path: Path, device: str | None, threads: int | None, precision: str | None) -> Session:
     """Load a file; see :func:`ssnet_mm.deploy.runtimes.load`."""
+    if precision == 'bf16':
+        raise UserError(
+            f'{path}: ONNX Runtime has no convolutions in bfloat16 for CPUs; export for openvino, '
+            'or run the checkpoint'
+        )
     ort = require('onnxruntime', 'onnxruntime', 'this model')
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; the rest is advice on optimisation

@@ -28,8 +28,10 @@ def load(path: Path, device: str | None, threads: int | None, precision: str | N
     info = model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else None
     processor = Processor.from_json(info, path)
     options: dict[str, Any] = {'INFERENCE_NUM_THREADS': threads} if threads else {}
-    if (precision, processor.precision) == ('bf16', 'fp32'):
-        options['INFERENCE_PRECISION_HINT'] = 'bf16'
+    # both hold float32, and differ in what they are computed in
+    if {precision or processor.precision, processor.precision} <= {'fp32', 'bf16'}:
+        bf16 = (precision or processor.precision) == 'bf16'
+        options['INFERENCE_PRECISION_HINT'] = 'bf16' if bf16 else 'f32'
     else:
         check_precision(path, processor, precision)
         if processor.precision != 'fp16':  # or it takes bfloat16 where the CPU has it

@@ -45,6 +45,9 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
     symbolic = importlib.import_module('torch.fx.experimental._config')
     if network.processor.precision == 'fp16':
         network.model.half()
+    elif network.processor.precision == 'bf16':
+        precision = importlib.import_module('ssnet_mm.deploy.precision')  # needs the toolbox
+        precision.compute_in_bfloat16(network.model)
     axes = (0, 1, 2) if network.processor.end_to_end else (0, 2, 3)
     # Without these two torch would specialise: sizes of one apart from others, and a cropped map
     # apart from a whole one.

@@ -89,9 +89,8 @@ class CaffeFCN8Head(FCN8Head):
         self.image_crop = image_padding - smallest  # FCN-8s: 31, FCN-16s: 27, FCN-32s: 19
         self.final = bilinear_upsampling(self.out_channels, strides[0], 0).requires_grad_(False)
 
-    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Map the backbone's levels to logits, as the class's Shape says."""
-        return self.final(super().forward(inputs))[:, :, self.image_crop :, self.image_crop :]
+    def _logits(self, levels: Sequence[Tensor]) -> Tensor:
+        return self.final(super()._logits(levels))[:, :, self.image_crop :, self.image_crop :]
 
     def _fuse(self, logits: Tensor, skip: Tensor, level: int) -> Tensor:
         return logits + _crop(skip, self.skip_crops[level], *logits.shape[2:])

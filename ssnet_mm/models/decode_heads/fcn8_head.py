@@ -6,6 +6,7 @@ Source: Shelhamer, Long and Darrell, https://arxiv.org/abs/1605.06211.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -140,6 +141,21 @@ class FCN8Head(BaseDecodeHead):
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Map the backbone's levels to logits, as the class's Shape says."""
         levels = self._transform_inputs(inputs)
+        kind = levels[0].device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return self._logits(levels)
+        return self._logits(levels)
+
+    def _logits(self, levels: Sequence[Tensor]) -> Tensor:
+        """Logits of the selected levels, in the precision of the weights.
+
+        That is float32 under autocast too. The loss takes them so anyway; in half precision logits
+        of 10 are 0.06 apart (bfloat16); and the backward pass of oneDNN's AMX kernels writes
+        beyond its memory where bfloat16 is to become fewer than 16 classes (docs/performance.md).
+        """
+        dtype = next(self.scores.parameters()).dtype
+        levels = [x if x.dtype == dtype else x.to(dtype) for x in levels]
         if self.level_scales is not None:
             levels = [x * scale for x, scale in zip(levels, self.level_scales, strict=True)]
         if self.dropout is not None:

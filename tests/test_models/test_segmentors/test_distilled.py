@@ -200,7 +200,8 @@ def test_another_resolution_is_brought_to_the_students(weights, tmp_path):
 def test_mixed_precision_reaches_the_teacher(weights):
     model = student(weights).train()
     seen = []
-    model.load_teacher().register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    features = model.load_teacher().backbone
+    features.register_forward_hook(lambda *args: seen.append(args[-1][-1].dtype))
     with torch.autocast('cpu', torch.float16):
         found = losses(model)
     assert seen == [torch.float16]
