@@ -29,7 +29,7 @@ JSON = 16 << 20
 # Of an image: Pillow warns beyond, and a network takes kilobytes for each.
 MAX_PIXELS = 89_478_485
 # What is opened as an image. Pillow knows more: for one of them it starts another program.
-IMAGE_FORMATS = ('BMP', 'GIF', 'JPEG', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
+IMAGE_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
 
 
 def check_size(path: str, declared: int) -> None:

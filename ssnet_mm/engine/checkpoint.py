@@ -21,11 +21,13 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from mmengine.fileio.handlers import PickleHandler, file_handlers
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from ssnet_mm.engine.meta import check_meta, check_resumable
 from ssnet_mm.engine.pickles import RefusedError, check_pickle
 from ssnet_mm.errors import UserError, few, listed, require
 from ssnet_mm.limits import check_size, parse_json, stored_members
@@ -97,6 +99,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     checkpoint = _load(torch.load, path, 'cpu', mmap=_is_archive(path))
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
+    check_meta(checkpoint, path)
     _read.add(_signature(path))
     return checkpoint
 
@@ -140,6 +143,7 @@ def _load(load: Any, source: Any, map_location: Any, **options: Any) -> Any:
         else:
             denied = isinstance(error, PermissionError)
             reason = 'no permission' if denied else 'cut short, or another kind of file'
+            reason += f' ({error})' if type(error) is ValueError else ''
         raise UserError(f'{name} is not a readable checkpoint: {reason}') from error
 
 
@@ -195,15 +199,25 @@ def _check_opened(file: IO[bytes], path: str) -> None:
         check_size(path, total)
 
 
+class _NoPickle(PickleHandler):
+    """Takes the place of mmengine's reader of ``.pkl`` files."""
+
+    def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
+        raise UserError(
+            f'{getattr(file, "name", "a file")} is a pickle, which could run code; write it as JSON'
+        )
+
+
 @contextmanager
 def weights_only() -> Iterator[None]:
-    """Let ``torch.load`` run no code in this process, whoever calls it.
+    """Let ``torch.load`` and ``mmengine.load`` run no code in this process, whoever calls them.
 
     For processes of our tools: toolboxes and their backbones load pretrained weights in many ways
-    of their own (``pretrained=``, ``Pretrained`` by other names, from URLs), which unpickle.
+    of their own (``pretrained=``, ``Pretrained`` by other names, from URLs), which unpickle, and
+    data sets may list their images in a pickle.
 
     Raises:
-        UserError: From ``torch.load``: a file asks for more than data.
+        UserError: From the two: a file asks for more than data.
     """
     load = torch.load
 
@@ -213,10 +227,13 @@ def weights_only() -> Iterator[None]:
         return _load(load, f, map_location, **options)
 
     torch.load = load_weights
+    pickles = {key: file_handlers.pop(key) for key in ('pickle', 'pkl') if key in file_handlers}
+    file_handlers.update(dict.fromkeys(pickles, _NoPickle()))
     try:
         yield
     finally:
         torch.load = load
+        file_handlers.update(pickles)
 
 
 def _signature(path: str) -> tuple[str, int, int]:
@@ -244,7 +261,9 @@ def _read_safetensors(path: str) -> dict[str, Any]:
         meta = parse_json(strings['meta'])
     except (KeyError, ValueError):
         meta = None  # written by others: whatever strings they put there
-    return {'state_dict': state_dict, 'meta': meta if isinstance(meta, dict) else strings}
+    checkpoint = {'state_dict': state_dict, 'meta': meta if isinstance(meta, dict) else strings}
+    check_meta(checkpoint, path)
+    return checkpoint
 
 
 @CheckpointLoader.register_scheme(prefixes=r'.*\.safetensors$')  # matched as a regular expression
@@ -392,6 +411,8 @@ def weights_of(checkpoint: Mapping[str, Any], source: str | os.PathLike[str]) ->
     weights = checkpoint.get('state_dict', checkpoint)
     if not isinstance(weights, Mapping) or not any(isinstance(v, Tensor) for v in weights.values()):
         raise UserError(f'{source} holds no weights')
+    if not all(isinstance(key, str) for key in weights):
+        raise UserError(f'{source} holds weights without names')
     return weights
 
 
@@ -456,6 +477,8 @@ def read_to_load(path: str, resume: bool) -> dict[str, Any]:
             f'{path} has no {", ".join(sorted(lacking))} to resume from; to start from its '
             'weights alone use --cfg-options load_from=... without --resume'
         )
+    if resume:
+        check_resumable(checkpoint, path)
     return checkpoint
 
 
