@@ -11,6 +11,7 @@ from helpers.tripwire import tripwire
 from ssnet_mm import build_model
 from ssnet_mm.deploy import Segmenter, runtimes
 from ssnet_mm.deploy.export import export
+from ssnet_mm.deploy.runtimes import exported_graph
 from ssnet_mm.errors import UserError
 
 HOSTILE = {name: make for name, make in exported().items() if name.endswith('.pt2')}
@@ -83,3 +84,11 @@ def test_the_same_model_gives_the_same_file_of_how_it_was_made(file, tmp_path):
     export(model, tmp_path / 'a.pt2', 'torch-export', end_to_end=True, size=(32, 32))
     subprocess.run([sys.executable, '-c', program, tmp_path / 'b.pt2'], check=True)
     assert (tmp_path / 'a.pt2').read_bytes() == (tmp_path / 'b.pt2').read_bytes()
+
+
+def test_sizes_are_numbers_and_do_not_grow_without_end():
+    add, mul = exported_graph._function('_operator.add'), exported_graph._function('_operator.mul')
+    assert add(2, 3) == 5 and mul(2, 0.5) == 1
+    for arguments in (([0], 1 << 40), ('a', 3), (1 << 40, 1 << 40)):
+        with pytest.raises(ValueError, match='mul of what is no size'):
+            mul(*arguments)

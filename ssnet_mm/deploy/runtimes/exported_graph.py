@@ -12,6 +12,7 @@ from __future__ import annotations
 import operator
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ _ATEN = frozenset(
 )
 _PYTHON = {
     f'_operator.{name}': getattr(operator, name)
-    for name in 'add and_ eq floordiv ge getitem gt le lt mod mul ne neg or_ sub truediv'.split()
+    for name in 'add and_ eq floordiv ge gt le lt mod mul ne neg or_ sub truediv'.split()
 } | {
     # torch's symbolic numbers are plain ones here
     'torch.sym_float': float, 'torch.sym_int': int, 'torch.sym_max': max, 'torch.sym_min': min,
@@ -221,11 +222,19 @@ def _refused(path: Path, reason: str) -> UserError:
 
 def _function(target: str) -> Callable[..., Any]:
     if target in _PYTHON:
-        return _PYTHON[target]
+        return partial(_computed, _PYTHON[target])
     *package, name, overload = str(target).split('.')
     if package != ['torch', 'ops', 'aten'] or name not in _ATEN:
         raise ValueError(f'it calls {str(target)[:80]}')
     return getattr(getattr(torch.ops.aten, name), overload)
+
+
+def _computed(function: Callable[..., Any], *numbers: Any) -> Any:
+    """What Python computes of sizes: numbers alone, none of which grows without end."""
+    result = function(*numbers) if {*map(type, numbers)} <= {int, float, bool} else None
+    if result is None or abs(result) >= 1 << 63:
+        raise ValueError(f'{function.__name__} of what is no size')
+    return result
 
 
 def _numbers(sizes: Sequence[Mapping[str, Any]]) -> list[int]:
