@@ -83,7 +83,8 @@ def dry_run(
                 with config_errors(f'{resumed[0]} can not be resumed from'):
                     found += settings.check_resumed(*resumed, optimizer, schedulers, cfg)
                     _resume(resumed[1], optimizer, schedulers)
-            with config_errors(f'a training step on train_dataloader of {cfg.filename}'):
+            source = f', resumed from {resumed[0]}' if resumed else ''
+            with config_errors(f'a training step on train_dataloader of {cfg.filename}{source}'):
                 trial.train()
                 # batch norm needs two values a channel, of maps that may be of one pixel
                 batch = _batch(loader, min(2, loader.batch_size or 2))

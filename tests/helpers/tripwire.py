@@ -10,7 +10,7 @@ _seen: list[str] | None = None
 
 
 def _hook(event: str, args: tuple) -> None:
-    if _seen is not None and event in ('pickle.find_class', 'os.system', 'subprocess.Popen'):
+    if _seen is not None and event in ('pickle.find_class', 'os.system'):
         _seen.append(f'{event} {args}'[:200])
 
 

@@ -1,7 +1,5 @@
 """1000 damaged images through each runtime: every bad one is named, every good one is done."""
 
-import resource
-
 import pytest
 import torch
 from helpers.children import run_child
@@ -30,12 +28,11 @@ def test_every_image_is_done_or_named(tmp_path, tiny_config, format):
         model = load_model(cfg, str(tmp_path / 'a.pth'), 'cpu')
         export(model, tmp_path / f'a{suffix}', format, end_to_end=True, size=(32, 32))
         arguments = [tmp_path / f'a{suffix}']
-    segment = Segmenter(*arguments)
     images = mutated_images(tmp_path / 'in', 1000)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = {}
 
     def run():
+        segment = Segmenter(*arguments)  # here: a runtime's threads do not outlive a fork
         failures = predict.predict_images(segment, images, tmp_path / 'out')
         for path in images:
             try:
@@ -54,5 +51,5 @@ def test_every_image_is_done_or_named(tmp_path, tiny_config, format):
 
     outcome = run_child(run, tmp_path / 'log', limit=600)
     assert outcome.code == 0, outcome.output[-3000:]
-    print(f'{outcome.last}, {outcome.peak_mib - before / 1024:.0f} MiB more than before')
-    assert outcome.peak_mib - before / 1024 < 1024
+    print(f'{outcome.last}, {outcome.peak_mib:.0f} MiB at most')
+    assert outcome.peak_mib < 2048
