@@ -134,7 +134,7 @@ def _is_history(history: Any) -> bool:
     if isinstance(history, HistoryBuffer):
         found = vars(history)
         parts = found.get('_log_history'), found.get('_count_history')
-        longest = found.get('_max_length')
+        longest = found.get('max_length')
     elif isinstance(history, Mapping):
         parts = history.get('log_history'), history.get('count_history')
         longest = history.get('max_length')

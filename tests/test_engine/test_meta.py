@@ -1,6 +1,7 @@
 import pytest
 import torch
 from helpers.hostile import resumed
+from mmengine.logging import HistoryBuffer
 
 from ssnet_mm.engine.checkpoint import read_to_load
 from ssnet_mm.errors import UserError
@@ -39,3 +40,11 @@ def test_what_is_not_as_resuming_needs_it_is_told(sound, tmp_path):
         with pytest.raises(UserError, match=r'a\.pth (is damaged or not of mmengine|has no)') as e:
             read_to_load(path, resume=True)
         assert len(str(e.value)) < 620 and '\n' not in str(e.value), name
+
+
+def test_histories_as_mmengine_writes_them_pass(sound, tmp_path):
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    checkpoint = {**sound, 'message_hub': {**sound['message_hub'], 'log_scalars': {'lr': history}}}
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    read = read_to_load(str(tmp_path / 'a.pth'), resume=True)
+    assert read['message_hub']['log_scalars']['lr'].mean() == 1.5
