@@ -13,8 +13,20 @@ P = ParamSpec('P')
 R = TypeVar('R')
 
 
+_HEAD, _TAIL = 400, 180  # characters of a long message that are kept: what and where, how to mend
+
+
 class UserError(Exception):
-    """Something the user can mend; its message is one line: what, where, how to mend."""
+    """Something the user can mend; its message is one line: what, where, how to mend.
+
+    A message may quote what stands in a file, of any length: the middle of a long one is left out.
+    """
+
+    def __init__(self, message: object = '') -> None:
+        text = str(message)
+        if len(text) > _HEAD + _TAIL + 20:
+            text = f'{text[:_HEAD]} [...] {text[-_TAIL:]}'
+        super().__init__(text)
 
 
 def few(names: Iterable[str]) -> str:

@@ -8,12 +8,14 @@ camera's number. Images get a colour overlay and an index PNG, videos and camera
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from ssnet_mm.deploy import predict
 from ssnet_mm.deploy.runtimes import format_of
 from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.errors import UserError, exit_on_user_error
+from ssnet_mm.limits import MAX_PIXELS
 from ssnet_mm.malloc import keep_freed_memory
 
 
@@ -37,6 +39,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--precision', choices=['fp32', 'bf16'],
         help="to compute in (default: a file's own; float32 for a config)",
+    )  # fmt: skip
+    parser.add_argument(
+        '--max-pixels', type=int, default=MAX_PIXELS, metavar='N',
+        help='skip images of more (%(default)s)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--trust-model', action='store_true',
+        help='run an exported model whatever is in it: a .pt2 may then run any code',
     )  # fmt: skip
     parser.add_argument('--no-fuse', action='store_true', help="run a config's model as it is")
     parser.add_argument(
@@ -62,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     segment = Segmenter(
         model, args.checkpoint, device=args.device, threads=args.threads, fuse=not args.no_fuse,
         precision=args.precision,
+        max_pixels=args.max_pixels, trust=args.trust_model,
     )  # fmt: skip
     keep_freed_memory()  # from here on every image takes the same again
     if video:
@@ -72,9 +83,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         failures = predict.predict_images(segment, images, args.out_dir, args.opacity)
         if failures:
+            for failure in failures if len(failures) > 3 else ():
+                print(' '.join(failure.split()), file=sys.stderr)
+            shown = '; '.join(failures) if len(failures) <= 3 else 'named above'
             raise UserError(
-                f'{len(failures)} of {len(images)} images could not be segmented: '
-                f'{"; ".join(failures)}'
+                f'{len(failures)} of {len(images)} images could not be segmented: {shown}'
             )
         print(f'{len(images)} images segmented: {args.out_dir}/overlay and {args.out_dir}/index')
 

@@ -34,7 +34,7 @@ from ssnet_mm.deploy.export import export
 from ssnet_mm.deploy.model import ready
 from ssnet_mm.deploy.precision import compute_in_bfloat16, pack_weights
 from ssnet_mm.deploy.runtimes.eager import TorchSession
-from ssnet_mm.engine.checkpoint import load_checkpoint
+from ssnet_mm.engine.checkpoint import load_checkpoint, weights_only
 from ssnet_mm.engine.config import build_segmentor, config_errors, describe, load_config
 from ssnet_mm.engine.launch import AMP_DTYPES, tune_for_cpu, use_amp
 from ssnet_mm.errors import UserError, require
@@ -251,6 +251,7 @@ class Trainer:
         return {'peak_mib': self.memory.peak_mib(), 'held_mib': self.held_mib}
 
 
+@weights_only()
 def serve(connection: Connection, make: Callable[..., Any], *args: Any) -> None:
     """Make something in this process and call its methods by name, as the parent asks for them.
 

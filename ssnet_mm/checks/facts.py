@@ -23,6 +23,8 @@ from mmseg.datasets.transforms import LoadAnnotations
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ssnet_mm.limits import open_image
+
 # In these OpenCV reads pixels as Pillow does; others are read by the toolbox itself, to be sure.
 _COMMON_FORMATS = ('BMP', 'JPEG', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
 _COMMON_MODES = ('1', 'L', 'P', 'RGB', 'RGBA')
@@ -184,7 +186,7 @@ def _header(picture: Image.Image, data: bytes) -> Facts:
 
 def _read_image(data: bytes, reader: Reader) -> Facts:
     try:
-        picture = Image.open(io.BytesIO(data))
+        picture = open_image(io.BytesIO(data), None)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         try:
             array = _decode(data, reader)  # of a kind, or a size, that only the toolbox reads
@@ -212,7 +214,7 @@ def _read_image(data: bytes, reader: Reader) -> Facts:
 
 
 def _read_mask(data: bytes, reader: Reader) -> Facts:
-    picture = Image.open(io.BytesIO(data))
+    picture = open_image(io.BytesIO(data), None)
     facts = _header(picture, data)
     array = np.asarray(picture) if reader.backend == 'pillow' else _decode(data, reader)
     if array.ndim == 3 and array.shape[2] == 1:

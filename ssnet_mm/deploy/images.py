@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from ssnet_mm.limits import MAX_PIXELS, open_image
 from ssnet_mm.palette import voc_palette
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
@@ -16,9 +17,12 @@ Labels = NDArray[np.uint8]  # (H, W), class indices
 ImageLike = str | os.PathLike[str] | Image.Image | Pixels
 
 
-def read_image(path: str | os.PathLike[str]) -> Pixels:
-    """Read a file, upright as its metadata says; its decoder may raise anything."""
-    with Image.open(path) as image:
+def read_image(path: str | os.PathLike[str], max_pixels: int | None = MAX_PIXELS) -> Pixels:
+    """Read a file, upright as its metadata says; its decoder may raise anything.
+
+    ValueError where it declares more than ``max_pixels``.
+    """
+    with open_image(path, max_pixels) as image:
         image.load()  # raises where the file is cut short
         return to_rgb(ImageOps.exif_transpose(image))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,8 +34,9 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
         UserError: The model can't be built, or the weights are not its own.
     """
     model = build_segmentor(cfg)
-    meta = load_checkpoint(model, checkpoint).get('meta', {})
-    return ready(model, cfg, meta.get('dataset_meta')).to(device).eval()
+    meta = load_checkpoint(model, checkpoint).get('meta')
+    dataset_meta = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+    return ready(model, cfg, dataset_meta).to(device).eval()
 
 
 def ready(model: Any, cfg: Config, dataset_meta: Any = None) -> Any:

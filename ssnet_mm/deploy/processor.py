@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ssnet_mm.errors import UserError
+from ssnet_mm.limits import MAX_PIXELS, parse_json
 
 KEY = 'ssnet_mm'  # under which a file holds its processor
 _ROWS = 128  # of full-size logits held at once
+_LARGEST = 1 << 16  # side of an image, or factor, of a resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +72,53 @@ class Processor:
         if not text:
             raise UserError(f'{source} does not say how to use it; make it with tools/export.py')
         try:
-            fields = json.loads(text)
+            fields = parse_json(text)
             for name in ('mean', 'std', 'classes'):
                 fields[name] = tuple(fields[name])
             fields['palette'] = tuple(tuple(colour) for colour in fields['palette'])
-            return cls(**fields)
-        except (ValueError, TypeError, KeyError) as error:
+            processor = cls(**fields)
+            processor._check()
+            return processor
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise UserError(
                 f'{source} was exported by another version ({error}); export it again'
             ) from error
+
+    def _check(self) -> None:
+        """ValueError where a field is not what it should be: a file may say anything."""
+        resize = self.resize or {}
+        channels = (*self.mean, *self.std)
+        sound = {
+            'num_classes': type(self.num_classes) is int and 2 <= self.num_classes <= 256,
+            'mean and std': len(self.mean) == len(self.std)
+            and len(self.mean) in (0, 1, 3)
+            and all(map(_is_number, channels))
+            and 0 not in self.std,
+            'channel_order': self.channel_order in ('rgb', 'bgr'),
+            'resize': self.resize is None
+            or (
+                {*resize} <= {'keep_ratio', 'scale', 'scale_factor'}
+                and type(resize.get('keep_ratio')) is bool
+                and len(_pair(resize)) == 2
+                and all(_is_number(n) and 0 < n <= _LARGEST for n in _pair(resize))
+            ),
+            'threshold': self.threshold is None
+            or (_is_number(self.threshold) and 0 < self.threshold < 1),
+            'precision': type(self.precision) is str and len(self.precision) < 20,
+            'classes': len(self.classes) <= 256 and all(type(name) is str for name in self.classes),
+            'palette': len(self.palette) <= 256
+            and all(
+                len(colour) == 3 and all(type(n) is int and 0 <= n < 256 for n in colour)
+                for colour in self.palette
+            ),
+            'first_index': self.first_index in (0, 1),
+            'flags': all(
+                type(f) is bool for f in (self.align_corners, self.crops, self.end_to_end)
+            ),
+        }
+        for name, fits in sound.items():
+            if not fits:
+                raise ValueError(f'{name} is none')
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the network's input for an image."""
@@ -96,6 +137,11 @@ class Processor:
     def resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """An image (H, W, 3) at the network's input size."""
         size = self.input_size(*image.shape[:2])
+        if min(size) < 1 or prod(size) > max(MAX_PIXELS, prod(image.shape[:2])):
+            raise UserError(
+                f'the model resizes an image of {image.shape[1]}x{image.shape[0]} to '
+                f'{size[1]}x{size[0]}, which is no size to segment'
+            )
         return image if size == image.shape[:2] else resize_image(image, size)
 
     def normalised(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -135,6 +181,15 @@ class Processor:
             else:
                 labels[top : top + _ROWS] = 1 / (1 + np.exp(-rows[0])) > self.threshold
         return labels
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and isfinite(value)  # type: ignore[arg-type]
+
+
+def _pair(resize: dict[str, Any]) -> Any:
+    scale = resize.get('scale')
+    return resize['scale_factor'] if scale is None else scale
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

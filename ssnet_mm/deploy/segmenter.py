@@ -17,6 +17,9 @@ from PIL import Image
 from ssnet_mm.deploy import runtimes
 from ssnet_mm.deploy.images import ImageLike, Labels, Pixels, full_palette, to_rgb
 from ssnet_mm.errors import UserError
+from ssnet_mm.limits import MAX_PIXELS
+
+_ROWS = 128  # of an overlay mixed at once
 
 
 class Segmenter:
@@ -38,6 +41,9 @@ class Segmenter:
         precision: To compute in: ``'bf16'`` for a config or an ``.xml`` file of float32. The
             default is a file's own precision, and ``'fp32'`` for a config.
         batch_size: How many images of one size, neighbours in a list, run at once.
+        max_pixels: How many an image may have, for which files are asked before they are decoded;
+            None for any number. An array may have any.
+        trust: Take an exported model whatever is in it, a ``.pt2`` with code too.
 
     Attributes:
         classes: Names of the classes, by label; empty where they are not known.
@@ -68,12 +74,19 @@ class Segmenter:
         fuse: bool = True,
         precision: str | None = None,
         batch_size: int = 1,
+        max_pixels: int | None = MAX_PIXELS,
+        trust: bool = False,
     ) -> None:
-        for name, number in (('threads', threads), ('batch_size', batch_size)):
+        for name, number in (
+            ('threads', threads),
+            ('batch_size', batch_size),
+            ('max_pixels', max_pixels),
+        ):
             if number is not None and number < 1:
                 raise UserError(f'{name} must be at least 1, got {number}')
         self.batch_size = batch_size
-        self.session = _session(model, checkpoint, device, threads, fuse, precision)
+        self.max_pixels = max_pixels
+        self.session = _session(model, checkpoint, device, threads, fuse, precision, trust)
         self.classes: tuple[str, ...] = self.session.classes
         self.palette: tuple[tuple[int, ...], ...] = self.session.palette
         self.colours = full_palette(self.palette, self.session.num_classes)
@@ -103,12 +116,17 @@ class Segmenter:
         """An image as an RGB array (H, W, 3) of uint8; UserError if it is none."""
         if isinstance(image, (str, os.PathLike)):
             try:
-                return self.session.read(Path(image))
+                return self.session.read(Path(image), self.max_pixels)
             except Exception as error:  # decoders raise all kinds
                 raise UserError(
                     f'{os.fspath(image)} can not be read ({type(error).__name__}: {error})'
                 ) from error
         if isinstance(image, Image.Image):
+            if self.max_pixels is not None and image.width * image.height > self.max_pixels:
+                raise UserError(
+                    f'an image of {image.width}x{image.height} pixels, the limit is '
+                    f'{self.max_pixels:,}; set max_pixels'
+                )
             return to_rgb(image)
         if not isinstance(image, np.ndarray):
             raise UserError(f'expected a path, a PIL image or an array, got {type(image).__name__}')
@@ -138,10 +156,15 @@ class Segmenter:
         pixels = self.pixels(image)
         if labels.shape != pixels.shape[:2]:
             raise UserError(f'labels of shape {labels.shape} for an image of {pixels.shape[:2]}')
-        colours = self.colours[labels].astype(np.float32)
         pixels = pixels[..., :3]  # of one band, which is repeated, of three, or of more
-        mixed = pixels * np.float32(1 - opacity) + colours * np.float32(opacity)
-        return Image.fromarray(mixed.round().astype(np.uint8))
+        mixed = np.empty((*labels.shape, 3), np.uint8)
+        for top in range(0, len(labels), _ROWS):
+            rows = slice(top, top + _ROWS)
+            colours = self.colours[labels[rows]].astype(np.float32)
+            mixed[rows] = (
+                pixels[rows] * np.float32(1 - opacity) + colours * np.float32(opacity)
+            ).round()
+        return Image.fromarray(mixed)
 
 
 def _session(
@@ -151,6 +174,7 @@ def _session(
     threads: int | None,
     fuse: bool,
     precision: str | None,
+    trust: bool,
 ) -> Any:
     """What runs the model that a Segmenter is given."""
     if callable(model):  # a session already
@@ -159,7 +183,7 @@ def _session(
     if path and runtimes.format_of(path):
         if checkpoint is not None:
             raise UserError(f'{path} holds its weights; leave {checkpoint} out')
-        return runtimes.load(path, device, threads, precision)
+        return runtimes.load(path, device, threads, precision, trust)
     if path and path.suffix != '.py':
         raise UserError(
             f'{path} is no model: expected a config (.py) or a file {runtimes.SUFFIXES}'

@@ -9,7 +9,7 @@ declared safe, and nothing else is ever loaded.
 from __future__ import annotations
 
 import functools
-import json
+import io
 import os
 import pickle
 import re
@@ -17,19 +17,26 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import zip_longest
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
+from mmengine.fileio.handlers import PickleHandler, file_handlers
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from ssnet_mm.engine.meta import check_meta, check_resumable
+from ssnet_mm.engine.pickles import RefusedError, check_pickle
 from ssnet_mm.errors import UserError, few, listed, require
+from ssnet_mm.limits import check_size, parse_json, stored_members
 
-# Files that this process has read without running code: name, time of change, size.
+# Files that this process has looked into, and those that it has read: name, time of change, size.
+_checked: set[tuple[str, int, int]] = set()
 _read: set[tuple[str, int, int]] = set()
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # with which torch's files began before they were zip archives
 
 
 def _history_method(owner: object, name: str) -> Any:
@@ -89,60 +96,144 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f'checkpoint {path} {what}; check the path')
     if path.endswith('.safetensors'):
         return _read_safetensors(path)
-    try:
-        with _history_allowed():
-            checkpoint = torch.load(
-                path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except UserError:  # where our tools have torch load weights only
-        raise
-    except Exception as error:  # what torch raises on foreign bytes is not documented
-        if refusal := _refusal(path, error):
-            raise refusal from error
-        denied = isinstance(error, PermissionError)
-        reason = 'no permission' if denied else 'cut short, or another kind of file'
-        raise UserError(f'{path} is not a readable checkpoint: {reason}') from error
+    checkpoint = _load(torch.load, path, 'cpu', mmap=_is_archive(path))
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
+    check_meta(checkpoint, path)
     _read.add(_signature(path))
     return checkpoint
 
 
-def _refusal(path: object, error: Exception) -> UserError | None:
-    """What to say of a file that weights-only loading refuses; None for another error."""
-    found = re.search(r'GLOBAL (\S+)|unrecognized function (.+)', str(error))
-    return found and UserError(
-        f'checkpoint {path} is refused: it asks for {found[1] or found[2]}, which no checkpoint '
-        'needs and which could run code; have it saved as weights only'
-    )
+def _is_archive(path: str) -> bool:
+    try:
+        with open(path, 'rb') as file:
+            return file.read(4) == b'PK\x03\x04'
+    except OSError:
+        return False  # loading tells
+
+
+def _load(load: Any, source: Any, map_location: Any, **options: Any) -> Any:
+    """Load what ``torch.save`` wrote, weights only, after a look at what it asks for.
+
+    Args:
+        load: ``torch.load`` as torch has it.
+        source: A path or a file.
+
+    Raises:
+        UserError: It is no such file, is damaged, or asks for more than data.
+    """
+    name = source if isinstance(source, (str, os.PathLike)) else getattr(source, 'name', 'a file')
+    try:
+        _check_file(source)
+        with _history_allowed():
+            return load(source, map_location, weights_only=True, **options)
+    except UserError:  # where our tools have torch load weights only
+        raise
+    except Exception as error:  # what torch raises on foreign bytes is not documented
+        found = re.search(r'GLOBAL (\S+)|unrecognized function (.+)', str(error))
+        asks = str(error) if isinstance(error, RefusedError) else ''
+        asks = asks or (f'it asks for {found[1] or found[2]}' if found else '')
+        if asks:
+            raise UserError(
+                f'checkpoint {name} is refused: {asks}, which no checkpoint needs and which could '
+                'run code or take all memory; have it saved as weights only'
+            ) from error
+        if isinstance(error, FileNotFoundError):
+            reason = 'not found'
+        else:
+            denied = isinstance(error, PermissionError)
+            reason = 'no permission' if denied else 'cut short, or another kind of file'
+            reason += f' ({error})' if type(error) is ValueError else ''
+        raise UserError(f'{name} is not a readable checkpoint: {reason}') from error
+
+
+def _check_file(source: Any) -> None:
+    """Look at what a file of ``torch.save`` declares and asks for; memory is taken for names only.
+
+    Raises:
+        RefusedError, UserError: It is more than a checkpoint needs, or a checksum differs.
+        Exception: It is damaged, or no such file.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        signature = _signature(os.fspath(source))
+        if signature not in _checked:
+            with open(source, 'rb') as file:
+                _check_opened(file, os.fspath(source))
+            _checked.add(signature)
+    else:
+        start = source.tell()
+        _check_opened(source, '')
+        source.seek(start)
+
+
+def _check_opened(file: IO[bytes], path: str) -> None:
+    start = file.tell()
+    size = file.seek(0, os.SEEK_END) - start
+    file.seek(start)
+    archived = file.read(4) == b'PK\x03\x04'
+    file.seek(start)
+    if archived:
+        with zipfile.ZipFile(file) as archive:
+            members = stored_members(archive, size)
+            root = next(iter(members)).partition('/')[0]
+            if any(not name.startswith(f'{root}/') for name in members):
+                raise ValueError('an archive of several folders')
+            data = f'{root}/data/'
+            stored = {n.removeprefix(data): m.file_size for n, m in members.items()}
+            pickled = io.BytesIO(archive.read(f'{root}/data.pkl'))
+            _, total = check_pickle(pickled, stored)
+            if path:
+                check_size(path, total)
+            damaged = archive.testzip()
+        if damaged:
+            raise UserError(
+                f'{path or "a checkpoint"} is damaged: the checksum of {damaged} differs; copy or '
+                'save it again'
+            )
+        return
+    magic, _ = check_pickle(file, size)
+    if magic != _MAGIC and magic != _MAGIC.to_bytes(10, 'little'):
+        raise ValueError('not what torch.save wrote')
+    total = max(check_pickle(file, size)[1] for _ in range(4))  # version, machine, object, keys
+    if path:
+        check_size(path, total)
+
+
+class _NoPickle(PickleHandler):
+    """Takes the place of mmengine's reader of ``.pkl`` files."""
+
+    def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
+        raise UserError(
+            f'{getattr(file, "name", "a file")} is a pickle, which could run code; write it as JSON'
+        )
 
 
 @contextmanager
 def weights_only() -> Iterator[None]:
-    """Let ``torch.load`` run no code in this process, whoever calls it.
+    """Let ``torch.load`` and ``mmengine.load`` run no code in this process, whoever calls them.
 
     For processes of our tools: toolboxes and their backbones load pretrained weights in many ways
-    of their own (``pretrained=``, ``Pretrained`` by other names, from URLs), which unpickle.
+    of their own (``pretrained=``, ``Pretrained`` by other names, from URLs), which unpickle, and
+    data sets may list their images in a pickle.
 
     Raises:
-        UserError: From ``torch.load``: a file asks for more than data.
+        UserError: From the two: a file asks for more than data.
     """
     load = torch.load
 
     @functools.wraps(load)
     def load_weights(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
         options = {key: kwargs[key] for key in ('mmap',) if key in kwargs}
-        try:
-            with _history_allowed():
-                return load(f, map_location, weights_only=True, **options)
-        except pickle.UnpicklingError as error:
-            raise _refusal(f, error) or error from error
+        return _load(load, f, map_location, **options)
 
     torch.load = load_weights
+    pickles = {key: file_handlers.pop(key) for key in ('pickle', 'pkl') if key in file_handlers}
+    file_handlers.update(dict.fromkeys(pickles, _NoPickle()))
     try:
         yield
     finally:
         torch.load = load
+        file_handlers.update(pickles)
 
 
 def _signature(path: str) -> tuple[str, int, int]:
@@ -167,10 +258,12 @@ def _read_safetensors(path: str) -> dict[str, Any]:
         reason = 'no permission' if denied else f'cut short, or another kind of file ({error})'
         raise UserError(f'{path} is not a readable checkpoint: {reason}') from error
     try:
-        meta = json.loads(strings['meta'])
-    except (KeyError, ValueError, RecursionError):
+        meta = parse_json(strings['meta'])
+    except (KeyError, ValueError):
         meta = None  # written by others: whatever strings they put there
-    return {'state_dict': state_dict, 'meta': meta if isinstance(meta, dict) else strings}
+    checkpoint = {'state_dict': state_dict, 'meta': meta if isinstance(meta, dict) else strings}
+    check_meta(checkpoint, path)
+    return checkpoint
 
 
 @CheckpointLoader.register_scheme(prefixes=r'.*\.safetensors$')  # matched as a regular expression
@@ -318,6 +411,8 @@ def weights_of(checkpoint: Mapping[str, Any], source: str | os.PathLike[str]) ->
     weights = checkpoint.get('state_dict', checkpoint)
     if not isinstance(weights, Mapping) or not any(isinstance(v, Tensor) for v in weights.values()):
         raise UserError(f'{source} holds no weights')
+    if not all(isinstance(key, str) for key in weights):
+        raise UserError(f'{source} holds weights without names')
     return weights
 
 
@@ -361,11 +456,6 @@ def newest_whole(work_dir: str) -> tuple[str | None, list[str]]:
     for _, path in sorted(numbered, reverse=True):
         try:
             read_to_load(path, resume=True)
-            if zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as file:
-                    damaged = file.testzip()
-                if damaged:
-                    raise UserError(f'{path} is damaged: the checksum of {damaged} differs')
             return path, passed
         except UserError as error:
             passed.append(str(error))
@@ -387,6 +477,8 @@ def read_to_load(path: str, resume: bool) -> dict[str, Any]:
             f'{path} has no {", ".join(sorted(lacking))} to resume from; to start from its '
             'weights alone use --cfg-options load_from=... without --resume'
         )
+    if resume:
+        check_resumable(checkpoint, path)
     return checkpoint
 
 

@@ -21,7 +21,11 @@ from mmengine.device import get_device
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
-from mmengine.optim import OptimWrapperDict, build_optim_wrapper
+from mmengine.optim import (
+    OptimWrapperDict,
+    ReduceOnPlateauParamScheduler,
+    build_optim_wrapper,
+)
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS, PARAM_SCHEDULERS
 from torch import nn
@@ -76,8 +80,11 @@ def dry_run(
             optimizer, schedulers = _build_schedule(cfg, trial, epoch_length)
             found += settings.check_schedule(cfg, schedulers, epoch_length)
             if resumed and not isinstance(optimizer, OptimWrapperDict):
-                found += settings.check_resumed(*resumed, optimizer, schedulers, cfg)
-            with config_errors(f'a training step on train_dataloader of {cfg.filename}'):
+                with config_errors(f'{resumed[0]} can not be resumed from'):
+                    found += settings.check_resumed(*resumed, optimizer, schedulers, cfg)
+                    _resume(resumed[1], optimizer, schedulers)
+            source = f', resumed from {resumed[0]}' if resumed else ''
+            with config_errors(f'a training step on train_dataloader of {cfg.filename}{source}'):
                 trial.train()
                 # batch norm needs two values a channel, of maps that may be of one pixel
                 batch = _batch(loader, min(2, loader.batch_size or 2))
@@ -89,6 +96,21 @@ def dry_run(
                 with config_errors(f'default_hooks of {cfg.filename}'):
                     settings.check_best(cfg, names)
     return found
+
+
+def _resume(checkpoint: Mapping[str, Any], optimizer: Any, schedulers: Sequence[Any]) -> None:
+    """Load what resuming loads, for the trial step; whatever it raises, resuming would."""
+    optimizer.load_state_dict(copy.deepcopy(checkpoint['optimizer']))
+    states = checkpoint.get('param_schedulers') or []
+    if isinstance(states, (list, tuple)):
+        for scheduler, state in zip(schedulers, states, strict=True):
+            scheduler.load_state_dict(copy.deepcopy(state))
+            if not isinstance(scheduler, ReduceOnPlateauParamScheduler):
+                scheduler.step()
+    for group in optimizer.param_groups:
+        for key in ('lr', 'momentum', 'weight_decay'):
+            if not isinstance(group.get(key, 0.0), (int, float)):
+                raise TypeError(f'{key} is no number')
 
 
 def whole_dataset(dataset: Any, built: Sequence[tuple[Any, Any]]) -> Any:

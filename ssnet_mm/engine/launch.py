@@ -234,6 +234,10 @@ def _runner_class(cfg: Config, prepared: Prepared) -> type[Runner]:
                 torch.set_rng_state(prepared.random_state)
             return prepared.model
 
+        def load_or_resume(self) -> None:
+            with config_errors(f'{self._load_from} can not be used'):
+                base.load_or_resume(self)
+
         def build_dataloader(self, dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
             if isinstance(dataloader, Mapping):
                 for i, (known, dataset) in enumerate(prepared.datasets):

@@ -27,6 +27,7 @@ from ssnet_mm.engine.checkpoint import (
     read_checkpoint,
     read_to_load,
     weights_of,
+    weights_only,
 )
 from ssnet_mm.engine.config import build_segmentor, config_errors, single_datasets
 from ssnet_mm.engine.dry_run import build_evaluator, dry_run, whole_dataset
@@ -299,6 +300,7 @@ def look_at_data(cfg: Config, datasets: Sequence[Located], *, whole_config: bool
     return check_splits(splits, whole_config=whole_config)
 
 
+@weights_only()
 def check_whole_data(cfg: Config, sheet: str | os.PathLike[str]) -> tuple[Report, bool]:
     """Check the data of all data loaders of a config, and draw a contact sheet.
 

@@ -14,6 +14,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor
 
 from ssnet_mm.constants import BN_EPS
+from ssnet_mm.engine.checkpoint import weights_only
 from ssnet_mm.engine.config import build_segmentor, config_errors, config_meta
 from ssnet_mm.engine.hooks import to_plain
 from ssnet_mm.errors import UserError, quiet
@@ -31,6 +32,7 @@ from .split_kernels import with_split_kernels
 SUFFIXES = ('.pth', '.safetensors')
 
 
+@weights_only()
 def convert_weights(
     path: str | os.PathLike[str],
     dest: str | os.PathLike[str],

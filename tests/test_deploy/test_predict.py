@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.mutated import mutated_images
 from mmseg.apis import init_model
 from mmseg.utils import get_palette
 from PIL import Image
@@ -83,6 +84,27 @@ def test_an_unreadable_image_is_named_and_the_others_are_done(red, pictures, tmp
         written = sorted(p.name for p in (tmp_path / 'out' / kind).iterdir())
         assert written == ['a.png', 'b.png']
     assert re.search(r'\[4/4\] elapsed: \d+s\r\n$', capsys.readouterr().err)
+
+
+def test_damaged_images_are_named_and_the_others_are_done(red, tmp_path):
+    images = mutated_images(tmp_path / 'in', 60)
+    failures = predict.predict_images(red, images, tmp_path / 'out')
+    done = {path.stem for path in (tmp_path / 'out' / 'index').iterdir()}
+    assert {path.stem for path in images[::5]} <= done < {path.stem for path in images}
+    for path in images:
+        named = sum(f'{path} ' in failure for failure in failures)
+        assert named == (path.stem not in done), path
+
+
+def test_an_image_of_too_many_pixels_is_named_before_it_is_decoded(red, pictures, tmp_path):
+    Image.new('1', (13_000, 13_000)).save(pictures / 'huge.png')
+    (failure,) = predict.predict_images(red, predict.find_images(pictures), tmp_path / 'out')
+    assert re.search('huge.png can not be read .*13000x13000 pixels, the limit is 89.5', failure)
+    small = Segmenter(red.session, max_pixels=23)
+    with pytest.raises(UserError, match='6x4 pixels, the limit is 23; set max_pixels'):
+        small(Image.new('RGB', (6, 4)))
+    assert Segmenter(red.session, max_pixels=24)(pictures / 'a.png').shape == (4, 6)
+    assert small(np.zeros((4, 6, 3), np.uint8)).shape == (4, 6)  # in memory already
 
 
 def test_torch_reads_as_the_pipeline_does_and_refuses_what_opencv_fills_in(

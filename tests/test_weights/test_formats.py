@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from ssnet_mm import limits
 from ssnet_mm.engine import read_checkpoint
 from ssnet_mm.errors import UserError
 from ssnet_mm.weights import formats, read_weights
-from ssnet_mm.weights.formats import size_limit
 from ssnet_mm.weights.formats.checkpoints import write_safetensors
 
 REFERENCE = Path(__file__).parents[1] / 'reference' / 'keras_files.zip'
@@ -40,7 +40,7 @@ def same(tensors, expected):
 @pytest.fixture
 def little(monkeypatch):
     """Let little bombs do: 4 MiB instead of more than 64."""
-    monkeypatch.setattr(size_limit, 'FREE', 1 << 20)
+    monkeypatch.setattr(limits, 'FREE', 1 << 20)
     return bytes(4 << 20)
 
 
@@ -321,7 +321,7 @@ def hdf5_cases():
     def never_written(h5py, file):
         file.create_dataset('conv/a/bias', (1 << 40,), 'f4')
 
-    @case('unpacks to 4 MiB')
+    @case('conv/bias is compressed, which Keras does not do')
     def compressed_zeros(h5py, file):
         file.create_dataset('conv/a/bias', data=np.zeros(1 << 20, 'f4'), compression='gzip')
 
@@ -557,15 +557,15 @@ def test_what_is_no_weights_at_all_is_named(tmp_path):
 def test_size_is_bounded_by_the_file_and_by_what_nets_need(tmp_path, monkeypatch):
     path = tmp_path / 'a'
     path.write_bytes(bytes(1000))
-    monkeypatch.setattr(size_limit, 'FREE', 5000)
-    size_limit.check_size(str(path), 20_000)
+    monkeypatch.setattr(limits, 'FREE', 5000)
+    limits.check_size(str(path), 20_000)
     with pytest.raises(UserError, match='is refused: it unpacks to'):
-        size_limit.check_size(str(path), 20_001)
+        limits.check_size(str(path), 20_001)
     with open(path, 'wb') as file:
         os.truncate(file.fileno(), 1 << 30)  # sparse
-    size_limit.check_size(str(path), 4 << 30)
+    limits.check_size(str(path), 4 << 30)
     with pytest.raises(UserError, match='than the 4,096 MiB'):
-        size_limit.check_size(str(path), (4 << 30) + 1)
+        limits.check_size(str(path), (4 << 30) + 1)
 
 
 def test_unreadable_file_is_named(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """What runs networks: a file a format of exported models, and one for mmseg's segmentors in torch.
 
-A format's module has two functions: ``load(path, device, threads, precision)`` makes a
+A format's module has two functions: ``load(path, device, threads, precision, trust)`` makes a
 :class:`Session` of a file, ``write(network, path, size, images)`` writes a
 :class:`ssnet_mm.deploy.network.Network`, in its processor's precision, with an example image of
 (height, width) ``size``; INT8 is calibrated on ``images``, of the network's input size. A new
@@ -56,6 +56,7 @@ def load(
     device: str | None = None,
     threads: int | None = None,
     precision: str | None = None,
+    trust: bool = False,
 ) -> Session:
     """Load an exported model.
 
@@ -65,6 +66,8 @@ def load(
         threads: How many the runtime may use; the default is its own choice.
         precision: To compute in, where the runtime leaves a choice: OpenVINO computes files of
             'fp32' and 'bf16' in either. None is the file's.
+        trust: Take what is refused otherwise, such as code, since nothing but exported networks is
+            expected (docs/security.md).
 
     Raises:
         UserError: It is missing, unreadable or of no known format, or its runtime or the device is
@@ -75,4 +78,4 @@ def load(
         raise UserError(f'{path} is no exported model: expected a file {SUFFIXES}')
     if not os.path.isfile(path):
         raise UserError(f'model {path} not found; check the path')
-    return module_of(found).load(Path(path), device, threads, precision)
+    return module_of(found).load(Path(path), device, threads, precision, trust)

@@ -11,7 +11,6 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
-from PIL import Image
 
 from ssnet_mm.deploy.fusion import fuse as fuse_layers
 from ssnet_mm.deploy.images import Labels, Pixels
@@ -20,6 +19,7 @@ from ssnet_mm.deploy.precision import compute_in_bfloat16, pack_weights
 from ssnet_mm.engine.config import load_config
 from ssnet_mm.engine.samples import image_bands
 from ssnet_mm.errors import UserError
+from ssnet_mm.limits import MAX_PIXELS, open_image
 
 
 class TorchSession:
@@ -46,9 +46,9 @@ class TorchSession:
         self.first_index = int(bool(meta.get('reduce_zero_label')))
         self.bands = image_bands(model)
 
-    def read(self, path: Path) -> Pixels:
+    def read(self, path: Path, max_pixels: int | None = MAX_PIXELS) -> Pixels:
         """Read as the config's pipeline does, after Pillow has seen that the file is whole."""
-        with Image.open(path) as image:
+        with open_image(path, max_pixels) as image:
             image.load()  # raises where the file is cut short; OpenCV 4 fills in grey and goes on
         pixels = np.atleast_3d(self.load({'img_path': str(path)})['img'])
         if pixels.dtype != np.uint8:

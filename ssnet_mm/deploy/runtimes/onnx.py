@@ -15,13 +15,17 @@ from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
 from ssnet_mm.errors import UserError, quiet, require
 
+from .onnx_file import check_onnx
 from .session import Session, check_precision
 
 OPSET = 17
+_FOLDED_AT_MOST = 64 << 20  # bytes of a constant that is computed while loading
 _PROVIDERS = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}
 
 
-def load(path: Path, device: str | None, threads: int | None, precision: str | None) -> Session:
+def load(
+    path: Path, device: str | None, threads: int | None, precision: str | None, trust: bool
+) -> Session:
     """Load a file; see :func:`ssnet_mm.deploy.runtimes.load`."""
     if precision == 'bf16':
         raise UserError(
@@ -30,6 +34,9 @@ def load(path: Path, device: str | None, threads: int | None, precision: str | N
         )
     ort = require('onnxruntime', 'onnxruntime', 'this model')
     options = ort.SessionOptions()
+    options.add_session_config_entry(
+        'optimization.constant_folding_max_output_size_in_bytes', str(_FOLDED_AT_MOST)
+    )
     options.log_severity_level = 3  # errors; the rest is advice on optimisation
     if threads:
         options.intra_op_num_threads = threads
@@ -38,6 +45,8 @@ def load(path: Path, device: str | None, threads: int | None, precision: str | N
     if provider is None or provider not in ort.get_available_providers():
         raise UserError(f'device {device}: onnxruntime has no such provider here; take cpu')
     chosen = (provider, {'device_id': int(index or 0)}) if kind == 'cuda' else provider
+    if not trust:
+        check_onnx(path)
     try:
         session = ort.InferenceSession(os.fspath(path), options, providers=[chosen])
     except Exception as error:  # onnxruntime's exceptions share no public base

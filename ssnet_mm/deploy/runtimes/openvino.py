@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import threading
+import xml.parsers.expat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,17 @@ from .onnx import graph
 from .session import Session, check_precision
 
 
-def load(path: Path, device: str | None, threads: int | None, precision: str | None) -> Session:
+def load(
+    path: Path, device: str | None, threads: int | None, precision: str | None, trust: bool
+) -> Session:
     """Load a file; see :func:`ssnet_mm.deploy.runtimes.load`."""
     ov = require('openvino', 'openvino', 'this model')
+    if not trust:
+        _check(path)
     core = ov.Core()
     try:
         model = core.read_model(path)
+        _pool_single_pixels(model)
     except Exception as error:
         raise UserError(f'{path} is not a readable OpenVINO model: {error}') from error
     info = model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else None
@@ -50,6 +56,50 @@ def load(path: Path, device: str | None, threads: int | None, precision: str | N
         return local.request.infer([batch])[0]
 
     return Session(run, processor)
+
+
+def _check(path: Path) -> None:
+    """UserError where a file is another format under this name, or has loops in it."""
+
+    def refuse(what: str) -> None:
+        raise UserError(
+            f'{path} is refused: it has {what}, which no file of tools/export.py has; export the '
+            'model again, or, where you trust the file, take it as it is (--trust-model)'
+        )
+
+    def look(tag: str, attributes: dict[str, str]) -> None:
+        if tag == 'layer' and attributes.get('type') in ('Loop', 'TensorIterator'):
+            refuse(f'a loop ({attributes["type"]})')
+
+    parser = xml.parsers.expat.ParserCreate()
+    parser.StartElementHandler = look
+    parser.StartDoctypeDeclHandler = lambda *_: refuse('a document type')
+    try:
+        with open(path, 'rb') as file:
+            parser.ParseFile(file)
+    except xml.parsers.expat.ExpatError as error:
+        raise UserError(f'{path} is not a readable OpenVINO model: {error}') from error
+
+
+def _pool_single_pixels(model: Any) -> None:
+    """Let max-pools that round up take maps of a single row or column, which OpenVINO refuses.
+
+    A border of nothing at the end and rounding down give the same maps.
+    """
+    for layer in model.get_ops():
+        if layer.get_type_name() != 'MaxPool':
+            continue
+        pool = layer.get_attributes()
+        if (
+            pool['rounding_type'] == 'ceil'
+            and pool['auto_pad'] == 'explicit'
+            and pool['kernel'] == pool['strides']
+            and not any((*pool['pads_begin'], *pool['pads_end']))
+            and all(step == 1 for step in pool.get('dilations', ()))
+        ):
+            layer.set_attribute('pads_end', [step - 1 for step in pool['strides']])
+            layer.set_attribute('rounding_type', 'floor')
+    model.validate_nodes_and_infer_types()
 
 
 def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixels]) -> None:

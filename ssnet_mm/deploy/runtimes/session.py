@@ -35,7 +35,15 @@ class Session:
         processor, original = self.processor, images[0].shape[:2]
         batch = np.stack([processor.resized(image) for image in images])
         size = batch.shape[1:3]
-        output = self.run(processor.batch(batch))
+        try:
+            output = self.run(processor.batch(batch))
+        except UserError:
+            raise
+        except Exception as error:  # runtimes' errors share no base
+            raise UserError(
+                f'the model fails on an image of {size[1]}x{size[0]}: '
+                f'{" ".join(str(error).split()) or type(error).__name__}'
+            ) from error
         # some runtimes give nothing, or an old result, for images of a few pixels
         whole = len(output) == len(batch) and 0 not in output.shape
         if not whole or (processor.end_to_end and output.shape[1:] != size):

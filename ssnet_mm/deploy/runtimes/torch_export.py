@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import io
+import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
@@ -14,28 +17,46 @@ from ssnet_mm.errors import UserError, require
 from .session import Session, check_precision
 
 
-def load(path: Path, device: str | None, threads: int | None, precision: str | None) -> Session:
+def load(
+    path: Path, device: str | None, threads: int | None, precision: str | None, trust: bool
+) -> Session:
     """Load a file; see :func:`ssnet_mm.deploy.runtimes.load`."""
     torch = require('torch', 'torch', 'this model')
     if threads:
         torch.set_num_threads(threads)
+    device = device or 'cpu'
+    network, text = (_load_trusted if trust else _load)(path, device)
+    processor = Processor.from_json(text, path)
+    check_precision(path, processor, precision)
+
+    def run(batch: Any) -> Any:
+        with torch.no_grad():
+            return network(torch.from_numpy(batch).to(device)).cpu().numpy()
+
+    return Session(run, processor)
+
+
+def _load(path: Path, device: str) -> tuple[Any, str | None]:
+    """A network and its processor's text; nothing in the file is run."""
+    from .exported_graph import ExportedGraph
+
+    network = ExportedGraph(path, device)
+    return network, network.extra.get(KEY)
+
+
+def _load_trusted(path: Path, device: str) -> tuple[Any, str | None]:
+    """The same by torch's own loader, which runs code that a file may hold."""
+    import torch
+
     files = {KEY: ''}
     try:
         program = torch.export.load(path, extra_files=files)
-        if device not in (None, 'cpu'):
+        if device != 'cpu':
             passes = importlib.import_module('torch.export.passes')
             program = passes.move_to_device_pass(program, device)
     except Exception as error:
         raise UserError(f'{path} is not a model that torch can load: {error}') from error
-    processor = Processor.from_json(files[KEY], path)
-    check_precision(path, processor, precision)
-    module = program.module()
-
-    def run(batch: Any) -> Any:
-        with torch.no_grad():
-            return module(torch.from_numpy(batch).to(device or 'cpu')).cpu().numpy()
-
-    return Session(run, processor)
+    return program.module(), files[KEY]
 
 
 def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixels]) -> None:
@@ -59,4 +80,22 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-    torch.export.save(program, path, extra_files={KEY: network.processor.to_json()})
+    archive = io.BytesIO()
+    torch.export.save(program, archive, extra_files={KEY: network.processor.to_json()})
+    path.write_bytes(_without_traces(archive))
+
+
+def _without_traces(archive: IO[bytes]) -> bytes:
+    """An archive that does not tell where in which source files its operations were written."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(result, 'w') as target:
+        for member in source.infolist():
+            data = source.read(member)
+            if member.filename.endswith('models/model.json'):
+                program = json.loads(data)
+                for node in program['graph_module']['graph']['nodes']:
+                    node['metadata'].pop('stack_trace', None)
+                data = json.dumps(program).encode()
+            # the same date in all, whenever it is written
+            target.writestr(zipfile.ZipInfo(member.filename), data)
+    return result.getvalue()

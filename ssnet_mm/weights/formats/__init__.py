@@ -2,7 +2,7 @@
 
 A module a format: it tells how the format is recognised, and reads it. Nothing in a file is ever
 run, and a file is looked at before memory is spent on it: what a parser is asked to unpack is
-bounded by the size of the file (:mod:`ssnet_mm.weights.formats.size_limit`).
+bounded by the size of the file (:mod:`ssnet_mm.limits`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ssnet_mm.errors import UserError
+from ssnet_mm.limits import check_size, damaged
 
 from . import caffemodel, checkpoints, keras, npz
-from .size_limit import check_size, damaged
 
 
 class Format(NamedTuple):

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from ssnet_mm.errors import UserError, require
-
-from .size_limit import damaged
+from ssnet_mm.limits import damaged
 
 _INNER_PRODUCT = ('InnerProduct', 14)  # a LayerParameter's type, a V1LayerParameter's
 _PARSED_AT_MOST = 2**31 - 1  # bytes: protobuf's own limit

@@ -13,8 +13,7 @@ from torch import Tensor
 from ssnet_mm.engine.checkpoint import read_checkpoint, weights_of
 from ssnet_mm.errors import UserError, require
 from ssnet_mm.files import write_result
-
-from .size_limit import check_size
+from ssnet_mm.limits import check_size
 
 _WRAPPERS = ('state_dict', 'model_state_dict', 'model')  # mmengine's, pytorch-fcn's, timm's
 

@@ -18,7 +18,6 @@ arrays. Of ``config.json`` only names are read; no code in it is looked at.
 from __future__ import annotations
 
 import io
-import json
 import re
 import zipfile
 from collections import defaultdict
@@ -30,9 +29,9 @@ import torch
 from torch import Tensor
 
 from ssnet_mm.errors import UserError, require
+from ssnet_mm.limits import check_size, damaged, parse_json
 
 from ..dialects import APPLICATIONS_LAYERS, KERAS_LAYERS
-from .size_limit import check_size, damaged
 
 # By Keras' names of the classes in snake case: what ``vars/0``, ``vars/1`` ... are.
 _VARIABLES = {
@@ -109,7 +108,7 @@ def _open(path: str) -> tuple[str | io.BytesIO, Any]:
         if file.read(len(_HDF5)) == _HDF5:
             return path, None
     with zipfile.ZipFile(path) as archive:
-        return io.BytesIO(archive.read('model.weights.h5')), json.loads(archive.read('config.json'))
+        return io.BytesIO(archive.read('model.weights.h5')), parse_json(archive.read('config.json'))
 
 
 def _datasets(h5py: Any, path: str, root: Any) -> Iterator[tuple[str, Any]]:
@@ -174,7 +173,7 @@ def _names_by_class(path: str, file: Any, datasets: Iterable[str], config: Any) 
     for kind, by_count in groups.items():
         vars_of = [by_count[count] for count in sorted(by_count)]
         # recent versions of Keras 3 store a layer's name
-        given = [file[keys[0].rpartition('/')[0]].attrs.get('name') for keys in vars_of]
+        given = [_attribute(file[keys[0].rpartition('/')[0]], 'name') for keys in vars_of]
         if not all(isinstance(name, str) and name for name in given):
             if layers is not None:
                 given = layers[kind.replace('_', '')]
@@ -206,6 +205,13 @@ def _names_by_class(path: str, file: Any, datasets: Iterable[str], config: Any) 
     return names
 
 
+def _attribute(group: Any, name: str) -> Any:
+    """A text beside a group; None where there is none, or one too long for a name."""
+    if name not in group.attrs or group.attrs.get_id(name).get_storage_size() > 4096:
+        return None
+    return group.attrs[name]
+
+
 def _layers_of(path: str, config: Any) -> dict[str, list[str]]:
     """The names of a model's layers by their class in lower case, in order."""
     layers: dict[str, list[str]] = defaultdict(list)
@@ -234,6 +240,12 @@ def _load(path: str, datasets: Mapping[str, Any]) -> dict[str, Tensor]:
             raise UserError(
                 f'{path} is refused: {name} lies in another file, which Keras does not write; '
                 'save the weights anew in Keras'
+            )
+        if dataset.compression is not None or dataset.id.get_create_plist().get_nfilters() > 1:
+            # nothing bounds what a compressed chunk unpacks to
+            raise UserError(
+                f'{path} is refused: {name} is compressed, which Keras does not do; save the '
+                'weights anew in Keras'
             )
     # a chunk is unpacked whole, and may be larger than its array
     sizes = {name: max(d.size, prod(d.chunks) if d.chunks else 0) for name, d in datasets.items()}

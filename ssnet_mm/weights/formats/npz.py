@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ssnet_mm.errors import UserError
-
-from .size_limit import damaged
+from ssnet_mm.limits import damaged
 
 
 def recognises(path: str, start: bytes, members: Sequence[str] | None) -> bool:

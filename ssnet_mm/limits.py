@@ -1,0 +1,111 @@
+"""How much a file may ask for, told by what it declares, before memory is spent on it.
+
+The limits stand in docs/security.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from typing import IO, Any
+
+from PIL import Image
+
+from ssnet_mm.errors import UserError
+
+# Of weights. The largest net there is a reason to read, FCN8 at full width with two moments of an
+# optimizer beside its weights, has 1.5 GiB.
+LIMIT = 4 << 30
+# Trained weights hardly compress; what is much larger than its file is a mistake or an attack.
+# Small files are free of this: in a toy net nearly all may be zeros.
+RATIO = 20
+FREE = 64 << 20
+
+# Bytes of JSON beside weights or in an exported file, which as Python objects take thirty times as
+# much; Keras' description of a network has some 100 KB.
+JSON = 16 << 20
+
+# Of an image: Pillow warns beyond, and a network takes kilobytes for each.
+MAX_PIXELS = 89_478_485
+# What is opened as an image. Pillow knows more: for one of them it starts another program.
+IMAGE_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
+
+
+def check_size(path: str, declared: int) -> None:
+    """Refuse a file that declares far more bytes than weights need or its size explains.
+
+    To be asked before anything of that size is allocated.
+
+    Raises:
+        UserError: It does.
+    """
+    allowed = min(LIMIT, max(FREE, RATIO * os.path.getsize(path)))
+    if declared > allowed:
+        raise UserError(
+            f'{path} is refused: it unpacks to {declared / 2**20:,.0f} MiB, more than the '
+            f'{allowed / 2**20:,.0f} MiB that weights in a file of its size can need; '
+            'save the weights anew, alone and without compression'
+        )
+
+
+def damaged(path: str, error: object) -> UserError:
+    """What to tell of a file that a parser fails on."""
+    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    return UserError(f'{path} is damaged or cut short ({reason}); copy or save it again')
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON of limited length.
+
+    Raises:
+        ValueError: It is none, too long, or nested too deep.
+    """
+    if len(text) > JSON:
+        raise ValueError(f'{len(text) >> 20} MiB of JSON, where {JSON >> 20} MiB are the limit')
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError('JSON nested too deep') from error
+
+
+def stored_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The members of a zip archive as torch writes them: uncompressed, from the file's first byte.
+
+    Other readers than Python's then see the same members, and together they are no larger than the
+    file.
+
+    Raises:
+        ValueError: It is another archive.
+    """
+    members = {member.filename: member for member in archive.infolist()}
+    if len(members) < len(archive.infolist()):
+        raise ValueError('it holds a name twice')
+    compressed = next((n for n, m in members.items() if m.compress_type != zipfile.ZIP_STORED), '')
+    if compressed:
+        raise ValueError(f'{compressed} is compressed')
+    if sum(member.file_size for member in members.values()) > size:
+        raise ValueError('its members overlap')
+    if min((member.header_offset for member in members.values()), default=0):
+        raise ValueError('the archive does not begin where the file does')
+    return members
+
+
+def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int | None) -> Image.Image:
+    """Open an image of a usual format; its pixels are not read yet.
+
+    Args:
+        source: A file or its name.
+        max_pixels: How many it may declare; None for any number.
+
+    Raises:
+        ValueError: They are more. What Pillow raises otherwise is not documented.
+    """
+    image = Image.open(source, formats=IMAGE_FORMATS)
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        image.close()
+        raise ValueError(
+            f'{image.width}x{image.height} pixels, the limit is {max_pixels / 1e6:.1f} million; '
+            'to allow them set max_pixels (--max-pixels)'
+        )
+    return image

@@ -1,0 +1,69 @@
+import zipfile
+
+import pytest
+from PIL import Image
+
+from ssnet_mm import limits
+from ssnet_mm.errors import UserError
+
+
+def test_an_image_is_measured_by_its_header(tmp_path):
+    Image.new('L', (200, 100)).save(tmp_path / 'a.png')
+    data = (tmp_path / 'a.png').read_bytes()[:60]  # no pixels are in it
+    (tmp_path / 'a.png').write_bytes(data)
+    assert limits.open_image(tmp_path / 'a.png', 20_000).size == (200, 100)
+    with pytest.raises(ValueError, match='200x100 pixels, the limit is 0.0 million'):
+        limits.open_image(tmp_path / 'a.png', 19_999)
+    assert limits.open_image(tmp_path / 'a.png', None).size == (200, 100)
+
+
+def test_formats_that_start_other_programs_are_no_images(tmp_path):
+    Image.new('RGB', (8, 8)).save(tmp_path / 'a.eps')  # which Pillow hands to Ghostscript
+    (tmp_path / 'a.eps').rename(tmp_path / 'a.png')
+    assert Image.open(tmp_path / 'a.png').format == 'EPS'
+    with pytest.raises(OSError, match='cannot identify'):
+        limits.open_image(tmp_path / 'a.png', None)
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'a.png', 'a.bmp', 'a.tif', 'a.webp', 'a.mpo'])
+def test_usual_formats_are_images(tmp_path, name):
+    image = Image.new('RGB', (8, 8))
+    image.save(tmp_path / name, **(dict(append_images=[image]) if name == 'a.mpo' else {}))
+    with limits.open_image(tmp_path / name, None) as opened:
+        opened.load()
+
+
+def test_json_is_bounded():
+    assert limits.parse_json('[1]') == [1]
+    for text, message in (
+        ('[' * 100_000, 'nested too deep'),
+        (' ' * (limits.JSON + 1), 'MiB of JSON'),
+        ('{', 'Expecting'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            limits.parse_json(text)
+
+
+def test_archives_of_torch_are_stored_once_and_from_the_start(tmp_path):
+    def members(*entries, before=b''):
+        with open(tmp_path / 'a.zip', 'wb') as file:
+            file.write(before)
+            with zipfile.ZipFile(file, 'w') as archive:
+                for name, how in entries:
+                    archive.writestr(name, bytes(1000), how)
+        with zipfile.ZipFile(tmp_path / 'a.zip') as archive:
+            return list(limits.stored_members(archive, (tmp_path / 'a.zip').stat().st_size))
+
+    assert members(('a', zipfile.ZIP_STORED), ('b', zipfile.ZIP_STORED)) == ['a', 'b']
+    with pytest.raises(ValueError, match='b is compressed'):
+        members(('a', zipfile.ZIP_STORED), ('b', zipfile.ZIP_DEFLATED))
+    with pytest.raises(ValueError, match='does not begin where the file does'):
+        members(('a', zipfile.ZIP_STORED), before=b'PK\x03\x04')
+    with pytest.warns(UserWarning, match='Duplicate'), pytest.raises(ValueError, match='twice'):
+        members(('a', zipfile.ZIP_STORED), ('a', zipfile.ZIP_STORED))
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end():
+    text = str(UserError(f'a.pth has {"x" * 40_000}; take another'))
+    assert len(text) < 620 and text.startswith('a.pth has x') and text.endswith('; take another')
+    assert str(UserError('short')) == 'short'
