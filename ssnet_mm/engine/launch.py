@@ -7,28 +7,37 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.hooks import Hook
+from mmengine.dist import barrier
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ssnet_mm.engine.checkpoint import weights_only
+from ssnet_mm.engine import settings
+from ssnet_mm.engine.checkpoint import check_unmixed, weights_only
 from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
 from ssnet_mm.engine.dry_run import OUT_OF_MEMORY
 from ssnet_mm.engine.guards import GuardHook
 from ssnet_mm.engine.hooks import PlainCheckpointHook
 from ssnet_mm.engine.preflight import Prepared, is_first_process, preflight
+from ssnet_mm.engine.repeatable import (
+    RepeatableHook,
+    ResumedIterator,
+    number_draws,
+    skip_batches,
+)
 from ssnet_mm.engine.samples import check_samples
-from ssnet_mm.errors import UserError
+from ssnet_mm.engine.stopping import StopHook, StopSignals, full_disk, raise_log_errors
+from ssnet_mm.errors import Stopped, UserError
 from ssnet_mm.files import sweep_temporary
 from ssnet_mm.malloc import keep_freed_memory
 
@@ -189,12 +198,15 @@ def run(
     Raises:
         UserError: From ``preflight``, or a mistake in the config that only building shows.
     """
-    prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
-    if mode == 'train' and is_first_process(cfg):
-        with sole_training(cfg.work_dir):
-            _run(cfg, mode, hooks, prepared)
-    else:
-        _run(cfg, mode, hooks, prepared)
+    with full_disk(cfg.work_dir):
+        if mode == 'test':
+            return _run(cfg, mode, hooks, preflight(cfg, mode, skip_data_check=skip_data_check))
+        check_unmixed(cfg.work_dir, cfg.get('load_from'), cfg.get('resume', False))
+        with StopSignals() as signals:
+            prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
+            first = is_first_process(cfg)
+            with sole_training(cfg.work_dir) if first else nullcontext():
+                _run(cfg, mode, [*hooks, RepeatableHook(), StopHook(signals)], prepared)
 
 
 def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> None:
@@ -203,25 +215,37 @@ def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> N
         _join_cpu_processes(cfg)
     with config_errors(f'config {cfg.filename}'):
         runner = _runner_class(cfg, prepared).from_cfg(cfg)
+    raise_log_errors(runner.logger)
     for kind in (PlainCheckpointHook, GuardHook):  # in our tools, whatever a config's hooks are
         if not any(isinstance(hook, kind) for hook in runner.hooks):
             runner.register_hook(kind())
     for hook in hooks:
         runner.register_hook(hook)
+    for hook in runner.hooks:
+        if isinstance(hook, CheckpointHook) and '://' not in str(hook.out_dir):
+            if hook.backend_args is None and hook.file_client_args is None:
+                hook.backend_args = dict(backend='atomic')
     for note in prepared.notes:
         runner.logger.warning(note)
     if get_device() == 'cpu':
         tune_for_cpu(runner.model)
     try:
         runner.train() if mode == 'train' else runner.test()
+    except Stopped:
+        _leave_processes()
+        raise
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(OUT_OF_MEMORY) from error
     except (KeyError, TypeError) as error:  # loops, metrics and optimizers are built only here
         if re.search(r'is not in the \S+ registry|__init__\(\) (got|missing)', str(error)):
             raise UserError(f'config {cfg.filename}: {describe(error)}') from error
         raise
+    barrier()  # a process that leaves early may abort the others
+    _leave_processes()
+
+
+def _leave_processes() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()  # a process that leaves early may abort the others
         torch.distributed.destroy_process_group()
 
 
@@ -245,6 +269,26 @@ def _runner_class(cfg: Config, prepared: Prepared) -> type[Runner]:
             loader = base.build_dataloader(dataloader, *args, **kwargs)
             check_samples(loader.dataset, prepared.model)
             return loader
+
+        def build_train_loop(self, loop: Any) -> Any:
+            loader = self._train_dataloader
+            if isinstance(loader, Mapping):
+                different = self._randomness_cfg.get('diff_rank_seed', False)
+                loader = self.build_dataloader(loader, seed=self.seed, diff_rank_seed=different)
+                self._train_dataloader = loader
+            epoch, done = prepared.position
+            if settings.by_epoch(cfg):
+                done -= epoch * len(loader)
+                done = done if 0 < done < len(loader) else 0
+            else:
+                epoch, done = 0, min(done, settings.training_length(cfg))
+            sampler = number_draws(loader, self.seed)
+            if sampler is not None:
+                epoch = skip_batches(loader, sampler, epoch, done)
+            built = base.build_train_loop(self, loop)
+            if sampler is not None and hasattr(built, 'dataloader_iterator'):
+                built.dataloader_iterator = ResumedIterator(built.dataloader_iterator, epoch, done)
+            return built
 
     return PreparedRunner
 

@@ -1,0 +1,247 @@
+"""A training that is told to stop: it saves a checkpoint at the end of the iteration.
+
+``docs/training.md`` lists the signals and exit codes.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, barrier, is_distributed, is_main_process
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import Runner
+
+from ssnet_mm.errors import Stopped, UserError
+
+# Ctrl-C; `kill`, slurm and docker; a terminal that closes; what slurm is often told to send first
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class StopSignals:
+    """While entered, notes signals that ask to stop, instead of dying of them.
+
+    Until ``noting`` is set there is nothing to save, and they raise ``Stopped`` at once. A second
+    Ctrl-C ends the process at once. Signals that the process ignores (`nohup`) stay ignored.
+    Workers of data loaders inherit this: what a whole process group gets does not take them away
+    from an iteration that is going on.
+    """
+
+    def __init__(self) -> None:
+        self.noting = False
+        self.received = 0
+        self._process = os.getpid()
+        self._seen: set[int] = set()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # Python allows no other
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        worker = os.getpid() != self._process
+        if number in self._seen and (worker or number == signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._seen.add(number)
+        if worker:
+            return
+        self.received = self.received or number
+        if not self.noting:
+            raise Stopped(
+                f'stopped by {signal.Signals(number).name} before the first iteration', 128 + number
+            )
+
+
+class StopHook(Hook):
+    """End a training, with a checkpoint, after the iteration in which a signal was noted.
+
+    Where several processes train, all end after the same iteration. A validation that a stop left
+    out is made up for when the training is resumed.
+
+    Args:
+        signals: Entered.
+
+    Raises:
+        Stopped: From ``Runner.train``.
+    """
+
+    priority = 'LOWEST'  # after the iteration is logged, the schedule advanced, checkpoints saved
+
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals = signals
+        self._passing: str | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Validate where a stop left that out."""
+        self.signals.noting = True
+        info = runner.message_hub.runtime_info
+        # of a run that counts epochs, amid one: outdated when the next is saved
+        passing, source = info.pop('passing_checkpoint', None), str(runner._load_from)
+        if (runner.work_dir, passing) == os.path.split(os.path.abspath(source)):
+            self._passing = source
+        if info.pop('validation_due', False) and runner.val_loop is not None:
+            runner.val_loop.run()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Stop, unless gradients are being accumulated, or the end of an epoch follows."""
+        number = self._agreed()
+        update = getattr(runner.optim_wrapper, 'should_update', None)
+        if number and (update is None or update()):
+            done, epoch = runner.iter + 1, runner.epoch
+            if not _by_epoch(runner):
+                self._stop(runner, number, done, epoch)
+            elif done < (epoch + 1) * len(runner.train_dataloader):
+                self._stop(runner, number, done, epoch, amid_epoch=True)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Stop between two epochs."""
+        if not _by_epoch(runner):
+            return  # the whole training
+        hook = _checkpoint_hook(runner)
+        if self._passing and hook and hook.last_ckpt and is_main_process():
+            os.unlink(self._passing)
+            self._passing = None
+        if number := self._agreed():
+            self._stop(runner, number, runner.iter, runner.epoch + 1)
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Stop a validation, which may be long; several processes need not be equally far."""
+        if self.signals.received and not is_distributed():
+            self._stop(runner, self.signals.received, runner.iter, runner.epoch)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Stop between validation and training."""
+        number = self._agreed()
+        if number and runner.iter < runner.max_iters:
+            self._stop(runner, number, runner.iter, runner.epoch, validated=True)
+
+    def _agreed(self) -> int:
+        """The signal that any of the processes has noted; 0 if none."""
+        number = self.signals.received
+        if is_distributed():
+            noted = torch.tensor(number)
+            all_reduce(noted, op='max')
+            number = int(noted)
+        return number
+
+    def _stop(
+        self,
+        runner: Runner,
+        number: int,
+        iteration: int,
+        epoch: int,
+        *,
+        amid_epoch: bool = False,
+        validated: bool = False,
+    ) -> None:
+        due = not amid_epoch and not validated and _validates(runner, iteration, epoch)
+        path = save_now(runner, iteration, epoch, amid_epoch, due)
+        barrier()  # or the first to leave would have the others ended while they save
+        self.signals.noting = False
+        name = signal.Signals(number).name
+        message = f'stopped by {name} after iteration {iteration}; --resume goes on from {path}'
+        raise Stopped(message if is_main_process() else '', 128 + number)
+
+
+def _by_epoch(runner: Runner) -> bool:
+    return hasattr(runner.train_loop, 'run_epoch')
+
+
+def _checkpoint_hook(runner: Runner) -> CheckpointHook | None:
+    return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+
+
+def _validates(runner: Runner, iteration: int, epoch: int) -> bool:
+    """Whether the loop would validate at this point."""
+    loop: Any = runner.train_loop
+    done, total = (
+        (epoch, loop.max_epochs) if _by_epoch(runner) else (iteration, loop.max_iters)
+    )
+    return (
+        runner.val_loop is not None
+        and done >= loop.val_begin
+        and (done % loop.val_interval == 0 or done == total)
+    )
+
+
+def save_now(runner: Runner, iteration: int, epoch: int, amid_epoch: bool, due: bool) -> str:
+    """Save a checkpoint that a run goes on from, unless it has just been saved.
+
+    Args:
+        runner: In training.
+        iteration: How many are done.
+        epoch: How many are done.
+        amid_epoch: Where the loop counts epochs: whether the current one is not done.
+        due: Whether to validate when the training is resumed.
+
+    Returns:
+        Its path.
+    """
+    info = runner.message_hub
+    if due:
+        info.update_info('validation_due', True)
+    meta = dict(epoch=epoch, iter=iteration)
+    hook = _checkpoint_hook(runner)
+    if hook is not None and not (hook.by_epoch and amid_epoch):
+        step = epoch if hook.by_epoch else iteration
+        path = os.path.join(str(hook.out_dir), hook.filename_tmpl.format(step))
+        if due or hook.last_ckpt != path:
+            hook._save_checkpoint_with_step(runner, step, meta)
+        return path
+    name = f'iter_{iteration}.pth'
+    if amid_epoch:
+        info.update_info('passing_checkpoint', name)
+    backend = hook.backend_args if hook else dict(backend='atomic')
+    runner.save_checkpoint(runner.work_dir, name, meta=meta, by_epoch=False, backend_args=backend)
+    return os.path.join(runner.work_dir, name)
+
+
+@contextmanager
+def full_disk(work_dir: str) -> Iterator[None]:
+    """Turn the error of a disk without space, or of a quota, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = f'writing {error.filename}' if error.filename else f'writing in {work_dir}'
+        raise UserError(
+            f'no space left on the disk, {what}; make some, and go on with --resume: the '
+            'checkpoints written before are whole'
+        ) from error
+
+
+def raise_log_errors(logger: logging.Logger) -> None:
+    """Have a log file that can't be written raise, not print a traceback at each line."""
+
+    def reraise(record: logging.LogRecord) -> None:
+        raise  # noqa: PLE0704  logging calls it while it handles the error
+
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = reraise  # type: ignore[method-assign]

@@ -1,0 +1,36 @@
+"""Trainings in the tests' process, and what they went through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from ssnet_mm.engine import launch
+
+
+class Losses(Hook):
+    """The loss of each iteration, by its number."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, float] = {}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.found[runner.iter + 1] = outputs['loss'].item()
+
+
+def train(config: str, work: object, hooks: tuple = (), **options: Any) -> dict[int, float]:
+    """Train as ``tools/train.py`` does; the losses of the iterations.
+
+    Args:
+        config: A file.
+        work: The work directory.
+        hooks: To add.
+        options: As ``--cfg-options``, with ``__`` for the dots.
+    """
+    options = {key.replace('__', '.'): value for key, value in options.items()}
+    cfg = launch.load_config(config, options)
+    cfg.work_dir, cfg.launcher = str(work), 'none'
+    losses = Losses()
+    launch.run(cfg, 'train', [losses, *hooks], skip_data_check=True)
+    return losses.found
