@@ -276,17 +276,17 @@ def _runner_class(cfg: Config, prepared: Prepared) -> type[Runner]:
                 different = self._randomness_cfg.get('diff_rank_seed', False)
                 loader = self.build_dataloader(loader, seed=self.seed, diff_rank_seed=different)
                 self._train_dataloader = loader
-            epoch, done = prepared.position
-            if settings.by_epoch(cfg):
-                done -= epoch * len(loader)
-                done = done if 0 < done < len(loader) else 0
-            else:
-                epoch, done = 0, min(done, settings.training_length(cfg))
             sampler = number_draws(loader, self.seed)
-            if sampler is not None:
-                epoch = skip_batches(loader, sampler, epoch, done)
+            epoch, done = prepared.position
+            if sampler is None or not done:
+                return base.build_train_loop(self, loop)
+            if settings.by_epoch(cfg):
+                amid = done - epoch * len(loader)
+                skip_batches(loader, sampler, epoch, amid if 0 < amid < len(loader) else 0)
+                return base.build_train_loop(self, loop)
+            epoch = skip_batches(loader, sampler, 0, min(done, settings.training_length(cfg)))
             built = base.build_train_loop(self, loop)
-            if sampler is not None and hasattr(built, 'dataloader_iterator'):
+            if hasattr(built, 'dataloader_iterator'):
                 built.dataloader_iterator = ResumedIterator(built.dataloader_iterator, epoch, done)
             return built
 

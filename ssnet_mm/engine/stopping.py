@@ -106,48 +106,47 @@ class StopHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Stop, unless gradients are being accumulated, or the end of an epoch follows."""
-        number = self._agreed()
-        update = getattr(runner.optim_wrapper, 'should_update', None)
-        if number and (update is None or update()):
-            done, epoch = runner.iter + 1, runner.epoch
-            if not _by_epoch(runner):
-                self._stop(runner, number, done, epoch)
-            elif done < (epoch + 1) * len(runner.train_dataloader):
-                self._stop(runner, number, done, epoch, amid_epoch=True)
+        """Stop, unless the end of an epoch follows."""
+        number, done, epoch = self._agreed(runner), runner.iter + 1, runner.epoch
+        if not _by_epoch(runner):
+            self._stop(runner, number, done, epoch)
+        elif done < (epoch + 1) * len(runner.train_dataloader):
+            self._stop(runner, number, done, epoch, amid_epoch=True)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Stop between two epochs."""
         if not _by_epoch(runner):
-            return  # the whole training
+            return  # it is the whole training
         hook = _checkpoint_hook(runner)
         if self._passing and hook and hook.last_ckpt and is_main_process():
             os.unlink(self._passing)
             self._passing = None
-        if number := self._agreed():
-            self._stop(runner, number, runner.iter, runner.epoch + 1)
+        self._stop(runner, self._agreed(runner), runner.iter, runner.epoch + 1)
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Stop a validation, which may be long; several processes need not be equally far."""
-        if self.signals.received and not is_distributed():
-            self._stop(runner, self.signals.received, runner.iter, runner.epoch)
+        """Stop a validation, which may be long; of several processes one may be further."""
+        if not is_distributed():
+            self._stop(runner, self._agreed(runner), runner.iter, runner.epoch)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Stop between validation and training."""
-        number = self._agreed()
-        if number and runner.iter < runner.max_iters:
+        number = self._agreed(runner)
+        if runner.iter < runner.max_iters:
             self._stop(runner, number, runner.iter, runner.epoch, validated=True)
 
-    def _agreed(self) -> int:
-        """The signal that any of the processes has noted; 0 if none."""
+    def _agreed(self, runner: Runner) -> int:
+        """The signal that any of the processes has noted; 0 if none, or while gradients gather."""
         number = self.signals.received
         if is_distributed():
             noted = torch.tensor(number)
             all_reduce(noted, op='max')
             number = int(noted)
-        return number
+        gathers = hasattr(runner.optim_wrapper, 'should_update') and (
+            not runner.optim_wrapper.should_update()
+        )
+        return 0 if gathers else number
 
     def _stop(
         self,
@@ -159,6 +158,8 @@ class StopHook(Hook):
         amid_epoch: bool = False,
         validated: bool = False,
     ) -> None:
+        if not number:
+            return
         due = not amid_epoch and not validated and _validates(runner, iteration, epoch)
         path = save_now(runner, iteration, epoch, amid_epoch, due)
         barrier()  # or the first to leave would have the others ended while they save

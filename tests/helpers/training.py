@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
+from mmengine.config import Config
 from mmengine.hooks import Hook
 
 from ssnet_mm.engine import launch
@@ -32,5 +34,7 @@ def train(config: str, work: object, hooks: tuple = (), **options: Any) -> dict[
     cfg = launch.load_config(config, options)
     cfg.work_dir, cfg.launcher = str(work), 'none'
     losses = Losses()
-    launch.run(cfg, 'train', [losses, *hooks], skip_data_check=True)
+    # mmengine formats the config at each checkpoint, which takes longer than training
+    with mock.patch.object(Config, 'pretty_text', 'model = None'):
+        launch.run(cfg, 'train', [losses, *hooks], skip_data_check=True)
     return losses.found
