@@ -397,9 +397,9 @@ def _names(folder: str) -> list[str]:
 def check_unmixed(work_dir: str, load_from: str | None, resume: bool) -> None:
     """UserError where a training would mix its checkpoints with those of an earlier one."""
     held = numbered_checkpoints(work_dir)
-    newest = held[0] if held else None
+    newest = [os.path.abspath(path) for path in held[:1]]
     held += sorted(os.path.join(work_dir, n) for n in _names(work_dir) if n.startswith('best_'))
-    goes_on = load_from is None or (newest and os.path.abspath(load_from) == os.path.abspath(newest))
+    goes_on = load_from is None or os.path.abspath(load_from) in newest
     if held and not (resume and goes_on):
         raise UserError(
             f'{work_dir} holds the checkpoints of an earlier training, as {held[0]}; go on with it '

@@ -8,13 +8,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import IO, Any
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.dist import barrier
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
@@ -25,6 +25,7 @@ from ssnet_mm.engine import settings
 from ssnet_mm.engine.checkpoint import check_unmixed, weights_only
 from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
+from ssnet_mm.engine.disk import full_disk, write_whole
 from ssnet_mm.engine.dry_run import OUT_OF_MEMORY
 from ssnet_mm.engine.guards import GuardHook
 from ssnet_mm.engine.hooks import PlainCheckpointHook
@@ -36,7 +37,7 @@ from ssnet_mm.engine.repeatable import (
     skip_batches,
 )
 from ssnet_mm.engine.samples import check_samples
-from ssnet_mm.engine.stopping import StopHook, StopSignals, full_disk, raise_log_errors
+from ssnet_mm.engine.stopping import StopHook, StopSignals
 from ssnet_mm.errors import Stopped, UserError
 from ssnet_mm.files import sweep_temporary
 from ssnet_mm.malloc import keep_freed_memory
@@ -172,15 +173,27 @@ def sole_training(work_dir: str) -> Iterator[None]:
         os.makedirs(work_dir, exist_ok=True)
         lock = open(os.path.join(work_dir, '.lock'), 'w')  # noqa: SIM115
     with lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f'another training is going on in {work_dir}; give this one another work dir, or '
-                'wait'
-            ) from error
+        _lock(lock, work_dir)
         sweep_temporary(work_dir)
         yield
+
+
+def _lock(file: IO, work_dir: str) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(
+            f'another training is going on in {work_dir}; give this one another work dir, or wait'
+        ) from error
+
+
+def check_work_dir(cfg: Config) -> None:
+    """UserError where another training is going on in a work dir, or has left its checkpoints."""
+    lock = os.path.join(cfg.work_dir, '.lock')
+    if is_first_process(cfg) and os.path.isfile(lock):
+        with open(lock, 'a') as file:
+            _lock(file, cfg.work_dir)
+    check_unmixed(cfg.work_dir, cfg.get('load_from'), cfg.get('resume', False))
 
 
 @weights_only()
@@ -201,7 +214,7 @@ def run(
     with full_disk(cfg.work_dir):
         if mode == 'test':
             return _run(cfg, mode, hooks, preflight(cfg, mode, skip_data_check=skip_data_check))
-        check_unmixed(cfg.work_dir, cfg.get('load_from'), cfg.get('resume', False))
+        check_work_dir(cfg)
         with StopSignals() as signals:
             prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
             first = is_first_process(cfg)
@@ -215,16 +228,12 @@ def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> N
         _join_cpu_processes(cfg)
     with config_errors(f'config {cfg.filename}'):
         runner = _runner_class(cfg, prepared).from_cfg(cfg)
-    raise_log_errors(runner.logger)
     for kind in (PlainCheckpointHook, GuardHook):  # in our tools, whatever a config's hooks are
         if not any(isinstance(hook, kind) for hook in runner.hooks):
             runner.register_hook(kind())
     for hook in hooks:
         runner.register_hook(hook)
-    for hook in runner.hooks:
-        if isinstance(hook, CheckpointHook) and '://' not in str(hook.out_dir):
-            if hook.backend_args is None and hook.file_client_args is None:
-                hook.backend_args = dict(backend='atomic')
+    write_whole(runner)
     for note in prepared.notes:
         runner.logger.warning(note)
     if get_device() == 'cpu':
@@ -271,11 +280,11 @@ def _runner_class(cfg: Config, prepared: Prepared) -> type[Runner]:
             return loader
 
         def build_train_loop(self, loop: Any) -> Any:
-            loader = self._train_dataloader
-            if isinstance(loader, Mapping):
-                different = self._randomness_cfg.get('diff_rank_seed', False)
-                loader = self.build_dataloader(loader, seed=self.seed, diff_rank_seed=different)
-                self._train_dataloader = loader
+            different = self._randomness_cfg.get('diff_rank_seed', False)
+            loader: DataLoader = self.build_dataloader(
+                self._train_dataloader, seed=self.seed, diff_rank_seed=different
+            )
+            self._train_dataloader: Any = loader
             sampler = number_draws(loader, self.seed)
             epoch, done = prepared.position
             if sampler is None or not done:

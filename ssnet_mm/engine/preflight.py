@@ -135,25 +135,23 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     return Prepared(model, random_state, reused, position, notes)
 
 
-def _go_on(
-    cfg: Config, path: str, meta: Mapping[str, Any]
-) -> tuple[tuple[int, int], list[str]]:
+def _go_on(cfg: Config, path: str, meta: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """Give a config the seed of the checkpoint that is resumed, which orders the images.
 
     Returns:
         Epochs and iterations that are done, and a note if the config has another seed.
     """
-    epoch, iteration, seed = (meta.get(key) for key in ('epoch', 'iter', 'seed'))
-    for number in (epoch, iteration, seed or 0):
+    seed = meta.get('seed')
+    position = meta.get('epoch'), meta.get('iter')
+    for number in (*position, seed or 0):
         if type(number) is not int or not 0 <= number < 2**32:
             raise UserError(f'{path} can not be resumed from: {number!r} in its meta is no count')
     given = cfg.setdefault('randomness', {}).get('seed')
-    if seed is None:
-        return (epoch, iteration), []
-    cfg.randomness.seed = seed
-    other = given is not None and given != seed
-    note = f'resumed with the seed that the run had, {seed}; the config has {given}'
-    return (epoch, iteration), [note] if other else []
+    if seed is not None:
+        cfg.randomness.seed = seed
+    if given in (None, seed):
+        return position, []
+    return position, [f'resumed with the seed that the run had, {seed}; the config has {given}']
 
 
 def _look_at_data(cfg: Config, datasets: Sequence[Located]) -> list[str]:

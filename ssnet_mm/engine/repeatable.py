@@ -39,8 +39,8 @@ class Draw(int):
         draw.key = key
         return draw
 
-    def __getnewargs__(self) -> tuple[int, tuple[int, ...]]:  # for its way to a worker
-        return int(self), self.key
+    def __reduce__(self) -> tuple[type[Draw], tuple[int, tuple[int, ...]]]:  # to a worker
+        return Draw, (int(self), self.key)
 
 
 class NumberedSampler(Sampler):

@@ -5,13 +5,9 @@
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,7 +16,7 @@ from mmengine.dist import all_reduce, barrier, is_distributed, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
-from ssnet_mm.errors import Stopped, UserError
+from ssnet_mm.errors import Stopped
 
 # Ctrl-C; `kill`, slurm and docker; a terminal that closes; what slurm is often told to send first
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -180,9 +176,7 @@ def _checkpoint_hook(runner: Runner) -> CheckpointHook | None:
 def _validates(runner: Runner, iteration: int, epoch: int) -> bool:
     """Whether the loop would validate at this point."""
     loop: Any = runner.train_loop
-    done, total = (
-        (epoch, loop.max_epochs) if _by_epoch(runner) else (iteration, loop.max_iters)
-    )
+    done, total = (epoch, loop.max_epochs) if _by_epoch(runner) else (iteration, loop.max_iters)
     return (
         runner.val_loop is not None
         and done >= loop.val_begin
@@ -220,29 +214,3 @@ def save_now(runner: Runner, iteration: int, epoch: int, amid_epoch: bool, due: 
     backend = hook.backend_args if hook else dict(backend='atomic')
     runner.save_checkpoint(runner.work_dir, name, meta=meta, by_epoch=False, backend_args=backend)
     return os.path.join(runner.work_dir, name)
-
-
-@contextmanager
-def full_disk(work_dir: str) -> Iterator[None]:
-    """Turn the error of a disk without space, or of a quota, into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        what = f'writing {error.filename}' if error.filename else f'writing in {work_dir}'
-        raise UserError(
-            f'no space left on the disk, {what}; make some, and go on with --resume: the '
-            'checkpoints written before are whole'
-        ) from error
-
-
-def raise_log_errors(logger: logging.Logger) -> None:
-    """Have a log file that can't be written raise, not print a traceback at each line."""
-
-    def reraise(record: logging.LogRecord) -> None:
-        raise  # noqa: PLE0704  logging calls it while it handles the error
-
-    for handler in logger.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handleError = reraise  # type: ignore[method-assign]

@@ -1,5 +1,3 @@
-import errno
-import logging
 import os
 import signal
 
@@ -7,13 +5,14 @@ import pytest
 from helpers.training import train
 from mmengine.hooks import Hook
 
-from ssnet_mm.engine.stopping import StopSignals, raise_log_errors
-from ssnet_mm.errors import Stopped, UserError
+from ssnet_mm.engine.stopping import StopSignals
+from ssnet_mm.errors import Stopped
 
 LONGER = """
 train_cfg.update(max_iters=6, val_interval=3)
 default_hooks['checkpoint'].update(interval=100, save_best='mIoU')
 """
+GATHERED = "optim_wrapper['accumulative_counts'] = 2\n"
 EPOCHS = """
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3, val_interval=1)
 train_dataloader['sampler'] = dict(type='DefaultSampler', shuffle=True)
@@ -62,7 +61,7 @@ def send(*numbers):
         ('', 'train', 3, signal.SIGUSR1, 3, 'iter_3.pth', [3, 6]),  # before its validation
         ('', 'val', 3, signal.SIGHUP, 3, 'iter_3.pth', [3, 6]),  # amid it
         ('', 'val', 6, signal.SIGINT, 6, 'iter_6.pth', [6]),  # amid the last
-        ("optim_wrapper['accumulative_counts'] = 2\n", 'train', 3, signal.SIGTERM, 4, 'iter_4.pth', [6]),
+        (GATHERED, 'train', 3, signal.SIGTERM, 4, 'iter_4.pth', [6]),
         (EPOCHS, 'train', 6, signal.SIGTERM, 6, 'iter_6.pth', [8, 12]),
         (EPOCHS, 'train', 8, signal.SIGTERM, 8, 'epoch_2.pth', [8, 12]),
         (EPOCHS, 'val', 8, signal.SIGTERM, 8, 'epoch_2.pth', [8, 12]),
@@ -128,45 +127,3 @@ def test_what_is_ignored_stays_ignored_and_a_worker_goes_on():
         assert not signals.received
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_a_full_disk_is_one_line_and_costs_no_checkpoint(tiny_config, tmp_path, monkeypatch):
-    config, work = tiny_config(LONGER.replace('100', '1')), tmp_path / 'work'
-    fsync, count = os.fsync, iter(range(100))
-
-    def full(file):
-        if next(count) == 3:
-            raise OSError(errno.ENOSPC, 'No space left on device')
-        fsync(file)
-
-    monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(UserError, match='no space left on the disk, writing .*pth; make some, and'):
-        train(config, work)
-    assert not list(work.glob('.*tmp*'))
-    losses = train(config, tmp_path / 'whole')
-    resumed = train(config, work, resume=True)
-    assert 3 <= min(resumed) <= 4 and resumed == {i: losses[i] for i in resumed}
-
-
-def test_a_log_that_can_not_be_written_is_no_traceback_a_line():
-    logger = logging.Logger('full')
-    logger.addHandler(logging.FileHandler('/dev/full'))
-    raise_log_errors(logger)
-    with pytest.raises(OSError, match='No space left'):
-        logger.warning('a line')
-
-
-@pytest.mark.parametrize('options', [{}, {'load_from': 'iter_1.pth'}, {'resume': 'iter_1.pth'}])
-def test_an_earlier_training_is_not_mixed_with_another(tiny_config, tmp_path, options):
-    config, work = tiny_config("default_hooks['checkpoint']['interval'] = 1"), tmp_path / 'work'
-    train(config, work)
-    before = {path: path.read_bytes() for path in work.glob('*.pth')}
-    options = {key: str(work / value) for key, value in options.items()}
-    if 'resume' in options:
-        options = {'load_from': options['resume'], 'resume': True}
-    with pytest.raises(UserError, match='work holds the checkpoints of an earlier training, as .*it'
-                       'er_2.pth; go on with it by --resume, give this one another --work-dir, or'):  # fmt: skip
-        train(config, work, **options)
-    assert {path: path.read_bytes() for path in work.glob('*.pth')} == before
-    train(config, work, resume=True, train_cfg__max_iters=3)
-    assert (work / 'iter_3.pth').is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
 from ssnet_mm.errors import UserError, require
 
-from .session import Session, check_precision
+from .session import Session, check_precision, check_process
 
 
 def load(path: Path, device: str | None, threads: int | None, precision: str | None) -> Session:
@@ -29,9 +30,10 @@ def load(path: Path, device: str | None, threads: int | None, precision: str | N
         raise UserError(f'{path} is not a model that torch can load: {error}') from error
     processor = Processor.from_json(files[KEY], path)
     check_precision(path, processor, precision)
-    module = program.module()
+    module, process = program.module(), os.getpid()
 
     def run(batch: Any) -> Any:
+        check_process(process, torch.get_num_threads())
         with torch.no_grad():
             return module(torch.from_numpy(batch).to(device or 'cpu')).cpu().numpy()
 
