@@ -21,18 +21,21 @@ class Losses(Hook):
         self.found[runner.iter + 1] = outputs['loss'].item()
 
 
-def train(config: str, work: object, hooks: tuple = (), **options: Any) -> dict[int, float]:
+def train(
+    config: str, work: object, hooks: tuple = (), launcher: str = 'none', **options: Any
+) -> dict[int, float]:
     """Train as ``tools/train.py`` does; the losses of the iterations.
 
     Args:
         config: A file.
         work: The work directory.
         hooks: To add.
+        launcher: As ``--launcher``.
         options: As ``--cfg-options``, with ``__`` for the dots.
     """
     options = {key.replace('__', '.'): value for key, value in options.items()}
     cfg = launch.load_config(config, options)
-    cfg.work_dir, cfg.launcher = str(work), 'none'
+    cfg.work_dir, cfg.launcher = str(work), launcher
     losses = Losses()
     # mmengine formats the config at each checkpoint, which takes longer than training
     with mock.patch.object(Config, 'pretty_text', 'model = None'):
