@@ -21,12 +21,17 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Sampler
 
 
-def seed_everything(*key: int) -> None:
-    """Set the state of Python's, NumPy's and torch's random numbers by a few whole numbers."""
+def seed_cpu(*key: int) -> int:
+    """Set the state of Python's, NumPy's and torch's random numbers by a few whole numbers.
+
+    Returns:
+        A seed for those of other devices. ``torch.manual_seed``, which sets them all, takes 0.2 ms.
+    """
     first, second, third = np.random.SeedSequence(key).generate_state(3).tolist()
     random.seed(first)
     np.random.seed(second)
-    torch.manual_seed(third)
+    torch.default_generator.manual_seed(third)
+    return third
 
 
 class Draw(int):
@@ -80,7 +85,7 @@ def load_items(dataset: Any, batch: Sequence[int]) -> list[Any]:
     items = []
     for draw in batch:
         if isinstance(draw, Draw):
-            seed_everything(*draw.key, 0)
+            seed_cpu(*draw.key, 0)
         items.append(dataset[int(draw)])
     return items
 
@@ -160,4 +165,4 @@ class RepeatableHook(Hook):
     priority = 'HIGHEST'
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        seed_everything(runner.seed, runner.iter, 1)
+        torch.manual_seed(seed_cpu(runner.seed, runner.iter, 1))

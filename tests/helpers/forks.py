@@ -19,6 +19,7 @@ from helpers.training import train
 from mmengine.hooks import Hook
 
 from ssnet_mm import files
+from ssnet_mm.engine.stopping import SIGNALS
 from ssnet_mm.errors import Stopped, UserError
 
 
@@ -68,7 +69,8 @@ class Run:
             os.dup2(output, 2)
             sys.stdout = open(1, 'w', closefd=False)  # noqa: SIM115
             sys.stderr = open(2, 'w', closefd=False)  # noqa: SIM115
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for number in SIGNALS:  # the tests may have been started with nohup, or with &
+                signal.signal(number, signal.SIG_DFL)
             first()
             train(config, work, (Progress(progress), *hooks), resume=True, **options)
             code = 0

@@ -41,6 +41,9 @@ class Fill(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if (self.stage, self.iteration) == ('train', runner.iter + 1):
             fill(self.disk, self.left)
+        if self.stage == 'log' and runner.iter + 1 == self.iteration:
+            fill(self.disk, self.left)
+            runner.logger.info('more than the last block takes ' * 200)
 
     def before_val_epoch(self, runner):
         if self.stage == 'val':
@@ -92,5 +95,13 @@ def test_a_full_disk_costs_less_than_an_interval(tiny_config, tmp_path, disk):
     for share in (0, 0.3, 0.7, 0.99):
         row(f'a save, {share:.0%} of its size free', disk / 'work', progress, losses, 2,
             [Fill(disk, int(size * share), 4)], disk=disk)  # fmt: skip
-    row('a line of the log', disk / 'work', progress, losses, 2, [Fill(disk, 0, 3)], disk=disk)
+    row(
+        'a line of the log',
+        disk / 'work',
+        progress,
+        losses,
+        2,
+        [Fill(disk, 0, 3, 'log')],
+        disk=disk,
+    )
     row('a picture', disk / 'work', progress, losses, 4, [Fill(disk, 0, 5, 'val')], disk=disk)

@@ -5,7 +5,7 @@ import pytest
 from helpers.training import train
 from mmengine.hooks import Hook
 
-from ssnet_mm.engine.stopping import StopSignals
+from ssnet_mm.engine.stopping import SIGNALS, StopSignals
 from ssnet_mm.errors import Stopped
 
 LONGER = """
@@ -54,6 +54,15 @@ def send(*numbers):
     return do
 
 
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """No signal is ignored, though the tests may have been started so (nohup, or with &)."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     ('changes', 'stage', 'at', 'number', 'stopped', 'name', 'validated'),
     [
@@ -100,7 +109,6 @@ def test_a_second_ctrl_c_ends_at_once(tiny_config, tmp_path):
     config = tiny_config()
     child = os.fork()
     if child == 0:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             train(config, tmp_path / 'work', [At('train', 1, send(signal.SIGINT, signal.SIGINT))])
         finally:
