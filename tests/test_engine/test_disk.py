@@ -57,8 +57,8 @@ def test_a_log_that_can_not_be_written_is_one_line(tiny_config, tmp_path, capfd)
 
 
 def test_pictures_are_written_whole_or_not_at_all(tiny_config, tmp_path, monkeypatch):
-    config = tiny_config("default_hooks['visualization'].update(draw=True, interval=1)")
-    train(config, tmp_path / 'work')
+    draw = "default_hooks['visualization'].update(draw=True, interval=1)"
+    train(tiny_config(draw), tmp_path / 'work')
     pictures = sorted((tmp_path / 'work').rglob('vis_image/*.png'))
     assert len(pictures) == 4
     shown = cv2.imread(str(pictures[0]))
@@ -69,6 +69,6 @@ def test_pictures_are_written_whole_or_not_at_all(tiny_config, tmp_path, monkeyp
         no_space() if Path(target).suffix == '.png' else write(source, target)
 
     monkeypatch.setattr(os, 'replace', full)
-    with pytest.raises(UserError, match='no space left on the disk, writing .*/val_0_0_2.png; mak'):
-        train(config, tmp_path / 'again')
+    with pytest.raises(UserError, match='no space left on the disk, writing .*/val_0.jpg_2.png; m'):
+        train(tiny_config(draw), tmp_path / 'again')
     assert not list((tmp_path / 'again').rglob('*.png'))
