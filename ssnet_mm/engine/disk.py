@@ -25,18 +25,20 @@ from ssnet_mm.files import atomic_write
 
 
 @contextmanager
-def full_disk(work_dir: str) -> Iterator[None]:
-    """Turn the error of a disk without space, or of a quota, into a UserError."""
+def full_disk(work_dir: str, then: str) -> Iterator[None]:
+    """Turn the error of a disk without space, or of a quota, into a UserError.
+
+    Args:
+        work_dir: Named where the error names no file.
+        then: What to do when there is space again.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         what = f'writing {error.filename}' if error.filename else f'writing in {work_dir}'
-        raise UserError(
-            f'no space left on the disk, {what}; make some, and go on with --resume: the '
-            'checkpoints written before are whole'
-        ) from error
+        raise UserError(f'no space left on the disk, {what}; make some, and {then}') from error
 
 
 def write_whole(runner: Runner) -> None:

@@ -211,10 +211,12 @@ def run(
     Raises:
         UserError: From ``preflight``, or a mistake in the config that only building shows.
     """
-    with full_disk(cfg.work_dir):
-        if mode == 'test':
+    if mode == 'test':
+        with full_disk(cfg.work_dir, 'test again'):
             return _run(cfg, mode, hooks, preflight(cfg, mode, skip_data_check=skip_data_check))
-        check_work_dir(cfg)
+    check_work_dir(cfg)
+    resume = 'go on with --resume: the checkpoints written before are whole'
+    with full_disk(cfg.work_dir, resume):
         with StopSignals() as signals:
             prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
             first = is_first_process(cfg)

@@ -41,7 +41,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python allows no other
             for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not of Python
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -159,7 +159,6 @@ class StopHook(Hook):
         due = not amid_epoch and not validated and _validates(runner, iteration, epoch)
         path = save_now(runner, iteration, epoch, amid_epoch, due)
         barrier()  # or the first to leave would have the others ended while they save
-        self.signals.noting = False
         name = signal.Signals(number).name
         message = f'stopped by {name} after iteration {iteration}; --resume goes on from {path}'
         raise Stopped(message if is_main_process() else '', 128 + number)
