@@ -9,8 +9,6 @@ if [ $# -lt 2 ]; then
 fi
 CONFIG=$1
 GPUS=$2
-# what torchrun passes on to the processes: with these a checkpoint is saved
-export TORCHELASTIC_SIGNALS_TO_HANDLE=${TORCHELASTIC_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}
 TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 PYTHONPATH="$(dirname "$TOOLS")${PYTHONPATH:+:$PYTHONPATH}" exec python -m torch.distributed.run \

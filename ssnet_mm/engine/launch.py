@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ from ssnet_mm.engine.repeatable import (
     skip_batches,
 )
 from ssnet_mm.engine.samples import check_samples
-from ssnet_mm.engine.stopping import StopHook, StopSignals
+from ssnet_mm.engine.stopping import StopHook, StopSignals, start_worker
 from ssnet_mm.errors import Stopped, UserError
 from ssnet_mm.files import sweep_temporary
 from ssnet_mm.malloc import keep_freed_memory
@@ -229,7 +230,7 @@ def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> N
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _join_cpu_processes(cfg)
     with config_errors(f'config {cfg.filename}'):
-        runner = _runner_class(cfg, prepared).from_cfg(cfg)
+        runner = _runner_class(cfg, mode, prepared).from_cfg(cfg)
     for kind in (PlainCheckpointHook, GuardHook):  # in our tools, whatever a config's hooks are
         if not any(isinstance(hook, kind) for hook in runner.hooks):
             runner.register_hook(kind())
@@ -260,7 +261,7 @@ def _leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _runner_class(cfg: Config, prepared: Prepared) -> type[Runner]:
+def _runner_class(cfg: Config, mode: str, prepared: Prepared) -> type[Runner]:
     """The config's Runner, made to go on with what ``preflight`` has built."""
     base: Any = RUNNERS.get(cfg.get('runner_type', 'Runner'))
 
@@ -279,6 +280,8 @@ def _runner_class(cfg: Config, prepared: Prepared) -> type[Runner]:
                         break
             loader = base.build_dataloader(dataloader, *args, **kwargs)
             check_samples(loader.dataset, prepared.model)
+            if mode == 'train':
+                loader.worker_init_fn = functools.partial(start_worker, loader.worker_init_fn)
             return loader
 
         def build_train_loop(self, loop: Any) -> Any:

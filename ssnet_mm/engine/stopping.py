@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -27,15 +28,13 @@ class StopSignals:
 
     Until ``noting`` is set there is nothing to save, and they raise ``Stopped`` at once. A second
     Ctrl-C ends the process at once. Signals that the process ignores (`nohup`) stay ignored.
-    Workers of data loaders inherit this: what a whole process group gets does not take them away
-    from an iteration that is going on.
     """
 
     def __init__(self) -> None:
         self.noting = False
         self.received = 0
         self._process = os.getpid()
-        self._seen: set[int] = set()
+        self._interrupted = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -55,18 +54,44 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        worker = os.getpid() != self._process
-        if number in self._seen and (worker or number == signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self._seen.add(number)
-        if worker:
-            return
+        if os.getpid() != self._process:
+            return  # forked, and not yet in `start_worker`
+        if number == signal.SIGINT and self._interrupted:
+            _die(number)
+        self._interrupted |= number == signal.SIGINT
         self.received = self.received or number
         if not self.noting:
             raise Stopped(
                 f'stopped by {signal.Signals(number).name} before the first iteration', 128 + number
             )
+
+
+def _die(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def start_worker(init: Callable[[int], Any] | None, worker_id: int) -> None:
+    """Have a worker of a data loader go on where a whole process group is told to stop.
+
+    The iteration that is going on needs it. It ends with its data loader, or at a second signal.
+
+    Args:
+        init: The data loader's own ``worker_init_fn``.
+        worker_id: Its argument.
+    """
+    seen = set()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number in seen:
+            _die(number)
+        seen.add(number)
+
+    for number in SIGNALS:  # after torch, whose own handler of SIGTERM ends a worker
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)
+    if init is not None:
+        init(worker_id)
 
 
 class StopHook(Hook):

@@ -28,10 +28,11 @@ def test_signals_lose_nothing(tiny_config, tmp_path):
         codes, lost = set(), 0
         for turn in range(TIMES):
             workers = 2 * (turn % 2)
-            run = Run(config, work, progress, train_dataloader__num_workers=workers)
+            # its workers too, as from a terminal, slurm and torchrun
+            run = Run(config, work, progress, os.setsid, train_dataloader__num_workers=workers)
             run.wait_for_iteration()
             time.sleep(rng.uniform(0, 0.7))
-            os.kill(run.process, number)
+            os.killpg(run.process, number)
             codes.add(run.wait())
             found = run.losses()
             assert min(found) == expected + 1

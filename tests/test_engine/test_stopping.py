@@ -5,7 +5,7 @@ import pytest
 from helpers.training import train
 from mmengine.hooks import Hook
 
-from ssnet_mm.engine.stopping import SIGNALS, StopSignals
+from ssnet_mm.engine.stopping import SIGNALS, StopSignals, start_worker
 from ssnet_mm.errors import Stopped
 
 LONGER = """
@@ -129,7 +129,8 @@ def test_what_is_ignored_stays_ignored_and_a_worker_goes_on():
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
             child = os.fork()
             if child == 0:
-                send(signal.SIGTERM, signal.SIGTERM)()
+                start_worker(lambda worker: send(signal.SIGTERM, signal.SIGINT)(), 3)
+                send(signal.SIGTERM)()
                 os._exit(7)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
         assert not signals.received
