@@ -26,7 +26,7 @@ from ssnet_mm.errors import Stopped, UserError
 class Progress(Hook):
     """Note the loss of each iteration at once, and whether it was the first of its process."""
 
-    priority = 'VERY_LOW'
+    priority = 'LOW'  # after losses are averaged over processes, before a checkpoint is saved
 
     def __init__(self, path: Path) -> None:
         self.path = path
