@@ -21,7 +21,7 @@ DEMO_CONFIG := configs/fastfcn8_miniature.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-openmmlab lint format clean
+.PHONY: help env demo test test-slow test-openmmlab lint format clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ demo: $(ENV) ## draw a small data set, train FastFCN8 on it, test it, leave a pi
 
 test: $(ENV) ## run the tests
 	$(PY) -m pytest $(ARGS)
+
+test-slow: $(ENV) ## run the tests that take minutes: killed runs, full disks, damaged files
+	$(PY) -m pytest -m slow -rA -s $(ARGS)
 
 test-openmmlab: $(ENV_OPENMMLAB) ## the same tests on the OpenMMLab stack, built from source in .venv-openmmlab
 	$(PY_OPENMMLAB) -m pytest $(ARGS)

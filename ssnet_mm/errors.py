@@ -29,6 +29,19 @@ class UserError(Exception):
         super().__init__(text)
 
 
+class Stopped(BaseException):
+    """A tool was told to end by a signal, and did so well.
+
+    Args:
+        message: One line; empty where another process says it.
+        code: Exit code: 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def few(names: Iterable[str]) -> str:
     """The first three names, for a message that stays one readable line."""
     names = list(names)
@@ -56,7 +69,8 @@ def require(module: str, package: str, purpose: str) -> Any:
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     """Decorate a tool's main(): a UserError becomes ``<prog>: error: <message>`` and exit code 2.
 
-    Any other exception is a defect, and keeps its traceback. With ``SSNET_MM_TRACEBACK=1`` in the
+    ``Stopped`` becomes its line and its code, and Ctrl-C one line and 130. Any other exception is a
+    defect, and keeps its traceback. With ``SSNET_MM_TRACEBACK=1`` in the
     environment a UserError does, too.
     """
 
@@ -70,6 +84,13 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
             message = ' '.join(str(error).split())  # foreign messages may span lines
             print(f'{os.path.basename(sys.argv[0])}: error: {message}', file=sys.stderr)
             sys.exit(2)
+        except Stopped as stop:
+            if str(stop):
+                print(f'{os.path.basename(sys.argv[0])}: {stop}', file=sys.stderr)
+            sys.exit(stop.code)
+        except KeyboardInterrupt:
+            print(f'{os.path.basename(sys.argv[0])}: interrupted', file=sys.stderr)
+            sys.exit(130)
 
     return wrapper
 

@@ -26,6 +26,9 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)  # a full disk's names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)  # still there only if something went wrong
 

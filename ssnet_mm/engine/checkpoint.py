@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import os
 import pickle
 import re
@@ -448,12 +449,8 @@ def newest_whole(work_dir: str) -> tuple[str | None, list[str]]:
     Raises:
         UserError: There are checkpoints, and none is whole.
     """
-    numbered = []
-    for name in os.listdir(work_dir) if os.path.isdir(work_dir) else ():
-        if found := re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', name):
-            numbered.append((int(found[1]), os.path.join(work_dir, name)))
     passed: list[str] = []
-    for _, path in sorted(numbered, reverse=True):
+    for path in numbered_checkpoints(work_dir):
         try:
             read_to_load(path, resume=True)
             return path, passed
@@ -462,6 +459,42 @@ def newest_whole(work_dir: str) -> tuple[str | None, list[str]]:
     if passed:
         raise UserError(f'no checkpoint in {work_dir} can be resumed from: {"; ".join(passed)}')
     return None, []
+
+
+def numbered_checkpoints(work_dir: str) -> list[str]:
+    """The checkpoints of a run that are named by iteration or epoch, the newest first."""
+    found = [
+        (match[1], int(match[2]), os.path.join(work_dir, match[0]))
+        for name in _names(work_dir)
+        if (match := re.fullmatch(r'(iter|epoch)_(\d+)\.pth', name))
+    ]
+    if len({kind for kind, *_ in found}) > 1:  # counts epochs, and was stopped amid one
+        return sorted((path for *_, path in found), key=_iteration, reverse=True)
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+def _iteration(path: str) -> float:
+    try:
+        return int(read_checkpoint(path)['meta']['iter'])
+    except (UserError, KeyError, TypeError, ValueError):
+        return math.inf  # looked at first, so that it is told
+
+
+def _names(folder: str) -> list[str]:
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
+def check_unmixed(work_dir: str, load_from: str | None, resume: bool) -> None:
+    """UserError where a training would mix its checkpoints with those of an earlier one."""
+    held = numbered_checkpoints(work_dir)
+    newest = [os.path.abspath(path) for path in held[:1]]
+    held += sorted(os.path.join(work_dir, n) for n in _names(work_dir) if n.startswith('best_'))
+    goes_on = load_from is None or os.path.abspath(load_from) in newest
+    if held and not (resume and goes_on):
+        raise UserError(
+            f'{work_dir} holds the checkpoints of an earlier training, as {held[0]}; go on with it '
+            f'by --resume, give this one another --work-dir, or remove them: rm {work_dir}/*.pth'
+        )
 
 
 def read_to_load(path: str, resume: bool) -> dict[str, Any]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import IO, Any
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.dist import barrier
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -20,17 +22,26 @@ from mmseg.registry import RUNNERS
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ssnet_mm.engine.checkpoint import weights_only
+from ssnet_mm.engine import settings
+from ssnet_mm.engine.checkpoint import check_unmixed, weights_only
 from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
+from ssnet_mm.engine.disk import full_disk, write_whole
 from ssnet_mm.engine.dry_run import OUT_OF_MEMORY
 from ssnet_mm.engine.guards import GuardHook
 from ssnet_mm.engine.hooks import PlainCheckpointHook
 from ssnet_mm.engine.mixed_precision import AMP_DTYPES as AMP_DTYPES
 from ssnet_mm.engine.mixed_precision import use_amp as use_amp
 from ssnet_mm.engine.preflight import Prepared, is_first_process, preflight
+from ssnet_mm.engine.repeatable import (
+    RepeatableHook,
+    ResumedIterator,
+    number_draws,
+    skip_batches,
+)
 from ssnet_mm.engine.samples import check_samples
-from ssnet_mm.errors import UserError
+from ssnet_mm.engine.stopping import StopHook, StopSignals, start_worker
+from ssnet_mm.errors import Stopped, UserError
 from ssnet_mm.files import sweep_temporary
 from ssnet_mm.malloc import keep_freed_memory
 
@@ -155,15 +166,27 @@ def sole_training(work_dir: str) -> Iterator[None]:
         os.makedirs(work_dir, exist_ok=True)
         lock = open(os.path.join(work_dir, '.lock'), 'w')  # noqa: SIM115
     with lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f'another training is going on in {work_dir}; give this one another work dir, or '
-                'wait'
-            ) from error
+        _lock(lock, work_dir)
         sweep_temporary(work_dir)
         yield
+
+
+def _lock(file: IO, work_dir: str) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(
+            f'another training is going on in {work_dir}; give this one another work dir, or wait'
+        ) from error
+
+
+def check_work_dir(cfg: Config) -> None:
+    """UserError where another training is going on in a work dir, or has left its checkpoints."""
+    lock = os.path.join(cfg.work_dir, '.lock')
+    if is_first_process(cfg) and os.path.isfile(lock):
+        with open(lock, 'a') as file:
+            _lock(file, cfg.work_dir)
+    check_unmixed(cfg.work_dir, cfg.get('load_from'), cfg.get('resume', False))
 
 
 @weights_only()
@@ -187,13 +210,20 @@ def run(
     Raises:
         UserError: From ``preflight``, or a mistake in the config that only building shows.
     """
-    prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
-    prepared.notes.extend(notes)
-    if mode == 'train' and is_first_process(cfg):
-        with sole_training(cfg.work_dir):
-            _run(cfg, mode, hooks, prepared)
-    else:
-        _run(cfg, mode, hooks, prepared)
+    if mode == 'test':
+        with full_disk(cfg.work_dir, 'test again'):
+            prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
+            prepared.notes.extend(notes)
+            return _run(cfg, mode, hooks, prepared)
+    check_work_dir(cfg)
+    resume = 'go on with --resume: the checkpoints written before are whole'
+    with full_disk(cfg.work_dir, resume):
+        with StopSignals() as signals:
+            prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
+            prepared.notes.extend(notes)
+            first = is_first_process(cfg)
+            with sole_training(cfg.work_dir) if first else nullcontext():
+                _run(cfg, mode, [*hooks, RepeatableHook(), StopHook(signals)], prepared)
 
 
 def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> None:
@@ -201,30 +231,38 @@ def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> N
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _join_cpu_processes(cfg)
     with config_errors(f'config {cfg.filename}'):
-        runner = _runner_class(cfg, prepared).from_cfg(cfg)
+        runner = _runner_class(cfg, mode, prepared).from_cfg(cfg)
     for kind in (PlainCheckpointHook, GuardHook):  # in our tools, whatever a config's hooks are
         if not any(isinstance(hook, kind) for hook in runner.hooks):
             runner.register_hook(kind())
     for hook in hooks:
         runner.register_hook(hook)
+    write_whole(runner)
     for note in prepared.notes:
         runner.logger.warning(note)
     if get_device() == 'cpu':
         tune_for_cpu(runner.model)
     try:
         runner.train() if mode == 'train' else runner.test()
+    except Stopped:
+        _leave_processes()
+        raise
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(OUT_OF_MEMORY) from error
     except (KeyError, TypeError) as error:  # loops, metrics and optimizers are built only here
         if re.search(r'is not in the \S+ registry|__init__\(\) (got|missing)', str(error)):
             raise UserError(f'config {cfg.filename}: {describe(error)}') from error
         raise
+    barrier()  # a process that leaves early may abort the others
+    _leave_processes()
+
+
+def _leave_processes() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()  # a process that leaves early may abort the others
         torch.distributed.destroy_process_group()
 
 
-def _runner_class(cfg: Config, prepared: Prepared) -> type[Runner]:
+def _runner_class(cfg: Config, mode: str, prepared: Prepared) -> type[Runner]:
     """The config's Runner, made to go on with what ``preflight`` has built."""
     base: Any = RUNNERS.get(cfg.get('runner_type', 'Runner'))
 
@@ -247,7 +285,29 @@ def _runner_class(cfg: Config, prepared: Prepared) -> type[Runner]:
                         break
             loader = base.build_dataloader(dataloader, *args, **kwargs)
             check_samples(loader.dataset, prepared.model)
+            if mode == 'train':
+                loader.worker_init_fn = functools.partial(start_worker, loader.worker_init_fn)
             return loader
+
+        def build_train_loop(self, loop: Any) -> Any:
+            different = self._randomness_cfg.get('diff_rank_seed', False)
+            loader: DataLoader = self.build_dataloader(
+                self._train_dataloader, seed=self.seed, diff_rank_seed=different
+            )
+            self._train_dataloader: Any = loader
+            sampler = number_draws(loader, self.seed)
+            epoch, done = prepared.position
+            if sampler is None or not done:
+                return base.build_train_loop(self, loop)
+            if settings.by_epoch(cfg):
+                amid = done - epoch * len(loader)
+                skip_batches(loader, sampler, epoch, amid if 0 < amid < len(loader) else 0)
+                return base.build_train_loop(self, loop)
+            epoch = skip_batches(loader, sampler, 0, min(done, settings.training_length(cfg)))
+            built = base.build_train_loop(self, loop)
+            if hasattr(built, 'dataloader_iterator'):
+                built.dataloader_iterator = ResumedIterator(built.dataloader_iterator, epoch, done)
+            return built
 
     return PreparedRunner
 

@@ -57,12 +57,14 @@ class Prepared:
         random_state: torch's random numbers after its weights were drawn from the config's seed;
             None if the config has no seed, or another one for each process.
         datasets: Each with its config.
+        position: Epochs and iterations that are done already, where a run is resumed.
         notes: Of data and settings that need not be wrong, but may be, a line each.
     """
 
     model: nn.Module
     random_state: Tensor | None
     datasets: list[tuple[Any, Any]]
+    position: tuple[int, int]
     notes: list[str]
 
 
@@ -116,6 +118,10 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
         load_state_dict(model, weights_of(checkpoint, path), path)
         if mode == 'test' or resume:  # other weights may be a start for other classes
             check_classes(checkpoint, path, datasets[0][2].metainfo.get('classes') or ())
+    position = (0, 0)
+    if path and resume:
+        position, changed = _go_on(cfg, path, checkpoint['meta'])
+        notes += changed
     if mode == 'test':
         check_outputs(cfg.get('test_evaluator'), [built for *_, built in datasets])
     evaluator = build_evaluator(cfg, mode)
@@ -127,7 +133,26 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     resumed = (path, checkpoint) if path and resume else None
     notes += dry_run(cfg, mode, model, whole, evaluator, resumed)
     reused = [(cfg[loader]['dataset'], dataset) for loader, dataset in whole.items()]
-    return Prepared(model, random_state, reused, notes)
+    return Prepared(model, random_state, reused, position, notes)
+
+
+def _go_on(cfg: Config, path: str, meta: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """Give a config the seed of the checkpoint that is resumed, which orders the images.
+
+    Returns:
+        Epochs and iterations that are done, and a note if the config has another seed.
+    """
+    seed = meta.get('seed')
+    position = meta.get('epoch'), meta.get('iter')
+    for number in (*position, seed or 0):
+        if type(number) is not int or not 0 <= number < 2**32:
+            raise UserError(f'{path} can not be resumed from: {number!r} in its meta is no count')
+    given = cfg.setdefault('randomness', {}).get('seed')
+    if seed is not None:
+        cfg.randomness.seed = seed
+    if given in (None, seed):
+        return position, []
+    return position, [f'resumed with the seed that the run had, {seed}; the config has {given}']
 
 
 def _look_at_data(cfg: Config, datasets: Sequence[Located]) -> list[str]:

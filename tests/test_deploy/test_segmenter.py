@@ -1,3 +1,5 @@
+import os
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,9 +102,39 @@ def test_torch_among_threads_and_in_batches(config, checkpoint, photo):
     alone = [segment(image) for image in images]
     for one, other in zip(segment(images), alone, strict=True):
         assert (one == other).mean() > 0.999
-    with ThreadPoolExecutor(4) as pool:
-        for i, labels in enumerate(pool.map(segment, images * 3)):
+    with ThreadPoolExecutor(16) as pool:
+        for i, labels in enumerate(pool.map(segment, images * 8)):
             np.testing.assert_array_equal(labels, alone[i % 4])
+
+
+@pytest.mark.parametrize('format', ['torch', pytest.param('torch-export', marks=pytest.mark.slow)])
+def test_a_torch_session_is_not_used_in_a_forked_process(
+    config, checkpoint, model, photo, tmp_path, format
+):
+    arguments = [config, checkpoint]
+    if format != 'torch':
+        need(format)
+        arguments = [tmp_path / 'tiny.pt2']
+        export(model, *arguments, format, size=(50, 61))
+    before = torch.get_num_threads()
+    try:
+        segment = Segmenter(*arguments, device='cpu', threads=2)
+        labels = segment(photo)  # torch's threads are there
+
+        def forked(threads):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                try:
+                    torch.set_num_threads(threads)
+                    os._exit(int(np.array_equal(segment(photo), labels)))
+                except UserError as error:
+                    os._exit(2 if 'was made before the process was forked' in str(error) else 3)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        assert (forked(2), forked(1)) == (2, 1)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import os
 
 import pytest
 import torch
+from helpers.training import train
 from mmengine.device import get_device
 from mmengine.hooks import Hook
 
@@ -215,3 +216,19 @@ def test_a_cpu_trains_channels_last_and_keeps_memory(tiny_config, tmp_path, monk
         cfg = load(config, work_dir=str(tmp_path / 'run'), **options)
         launch.run(cfg, 'train', hooks=[Look()])
     assert asked and layouts and all(layouts)
+
+
+@pytest.mark.parametrize('options', [{}, {'load_from': 'iter_1.pth'}, {'resume': 'iter_1.pth'}])
+def test_an_earlier_training_is_not_mixed_with_another(tiny_config, tmp_path, options):
+    config, work = tiny_config("default_hooks['checkpoint']['interval'] = 1"), tmp_path / 'work'
+    train(config, work)
+    before = {path: path.read_bytes() for path in work.glob('*.pth')}
+    options = {key: str(work / value) for key, value in options.items()}
+    if 'resume' in options:
+        options = {'load_from': options['resume'], 'resume': True}
+    message = 'work holds the checkpoints of an earlier training, as .*iter_2.pth; go on with it by'
+    with pytest.raises(UserError, match=message):
+        train(config, work, **options)
+    assert {path: path.read_bytes() for path in work.glob('*.pth')} == before
+    train(config, work, resume=True, train_cfg__max_iters=3)
+    assert (work / 'iter_3.pth').is_file()

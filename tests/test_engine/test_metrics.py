@@ -65,11 +65,11 @@ def test_results_without_labels_are_only_written(tmp_path):
 def test_the_best_for_one_class_is_kept(tool, tiny_config, tmp_path):
     config = tiny_config("""
 val_evaluator['type'] = 'ClassIoUMetric'
-default_hooks['checkpoint'].update(save_best='IoU.left', greater_keys=['IoU'])
+default_hooks['checkpoint'].update(save_best='IoU.right', greater_keys=['IoU'])
 """)
     tool('train').main([config, '--work-dir', str(tmp_path / 'work')])
-    best = torch.load(tmp_path / 'work' / 'best_IoU.left_iter_2.pth', weights_only=True)
-    scores = best['message_hub']['log_scalars']['val/IoU.left']['log_history']
+    best = torch.load(tmp_path / 'work' / 'best_IoU.right_iter_2.pth', weights_only=True)
+    scores = best['message_hub']['log_scalars']['val/IoU.right']['log_history']
     assert best['message_hub']['runtime_info']['best_score'] == scores[-1] > 0
 
 

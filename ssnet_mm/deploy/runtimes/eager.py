@@ -21,6 +21,8 @@ from ssnet_mm.engine.samples import image_bands
 from ssnet_mm.errors import UserError
 from ssnet_mm.limits import MAX_PIXELS, open_image
 
+from .session import check_process
+
 
 class TorchSession:
     """A segmentor of mmseg; it does what mmseg's ``inference_model`` does.
@@ -33,6 +35,7 @@ class TorchSession:
     """
 
     def __init__(self, model: Any) -> None:
+        self.process = os.getpid()
         self.model = model
         init_default_scope(model.cfg.get('default_scope', 'mmseg'))
         load, *rest = model.cfg.test_pipeline
@@ -57,6 +60,7 @@ class TorchSession:
 
     def __call__(self, images: list[Pixels]) -> list[Labels]:
         """Label maps of images of one size."""
+        check_process(self.process, torch.get_num_threads())
         for image in images:
             if self.bands and image.shape[2] not in self.bands:
                 raise UserError(

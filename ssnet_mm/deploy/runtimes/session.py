@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -60,3 +61,21 @@ def check_precision(path: object, processor: Processor, precision: str | None) -
     """Refuse a precision that a file was not written in, where the runtime leaves no choice."""
     if precision not in (None, processor.precision):
         raise UserError(f'{path} holds {processor.precision}; for {precision} export it anew')
+
+
+def check_process(made_in: int, threads: int) -> None:
+    """UserError in a process forked from the one that a torch session was made in.
+
+    torch's threads are not forked with it, and it would wait for them for ever; with one it has
+    none.
+
+    Args:
+        made_in: Number of the process that the session was made in.
+        threads: That torch uses now.
+    """
+    if os.getpid() != made_in and threads > 1:
+        raise UserError(
+            'this Segmenter was made before the process was forked, and torch would hang with its '
+            f'{threads} threads; make one in each process, or start processes by spawn '
+            "(multiprocessing.get_context('spawn')), or call torch.set_num_threads(1) in them"
+        )

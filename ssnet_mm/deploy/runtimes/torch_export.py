@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
 from ssnet_mm.errors import UserError, require
 
-from .session import Session, check_precision
+from .session import Session, check_precision, check_process
 
 
 def load(
@@ -28,8 +29,10 @@ def load(
     network, text = (_load_trusted if trust else _load)(path, device)
     processor = Processor.from_json(text, path)
     check_precision(path, processor, precision)
+    process = os.getpid()
 
     def run(batch: Any) -> Any:
+        check_process(process, torch.get_num_threads())
         with torch.no_grad():
             return network(torch.from_numpy(batch).to(device)).cpu().numpy()
 

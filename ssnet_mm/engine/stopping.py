@@ -1,0 +1,240 @@
+"""A training that is told to stop: it saves a checkpoint at the end of the iteration.
+
+``docs/training.md`` lists the signals and exit codes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, barrier, is_distributed, is_main_process
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import Runner
+
+from ssnet_mm.errors import Stopped
+
+# Ctrl-C; `kill`, slurm and docker; a terminal that closes; what slurm is often told to send first
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class StopSignals:
+    """While entered, notes signals that ask to stop, instead of dying of them.
+
+    Until ``noting`` is set there is nothing to save, and they raise ``Stopped`` at once. A second
+    Ctrl-C ends the process at once. Signals that the process ignores (`nohup`) stay ignored.
+    """
+
+    def __init__(self) -> None:
+        self.noting = False
+        self.received = 0
+        self._process = os.getpid()
+        self._interrupted = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # Python allows no other
+            for number in SIGNALS:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not of Python
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # forked, and not yet in `start_worker`
+        if number == signal.SIGINT and self._interrupted:
+            _die(number)
+        self._interrupted |= number == signal.SIGINT
+        self.received = self.received or number
+        if not self.noting:
+            raise Stopped(
+                f'stopped by {signal.Signals(number).name} before the first iteration', 128 + number
+            )
+
+
+def _die(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def start_worker(init: Callable[[int], Any] | None, worker_id: int) -> None:
+    """Have a worker of a data loader go on where a whole process group is told to stop.
+
+    The iteration that is going on needs it. It ends with its data loader, or at a second signal.
+
+    Args:
+        init: The data loader's own ``worker_init_fn``.
+        worker_id: Its argument.
+    """
+    seen = set()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number in seen:
+            _die(number)
+        seen.add(number)
+
+    for number in SIGNALS:  # after torch, whose own handler of SIGTERM ends a worker
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)
+    if init is not None:
+        init(worker_id)
+
+
+class StopHook(Hook):
+    """End a training, with a checkpoint, after the iteration in which a signal was noted.
+
+    Where several processes train, all end after the same iteration. A validation that a stop left
+    out is made up for when the training is resumed.
+
+    Args:
+        signals: Entered.
+
+    Raises:
+        Stopped: From ``Runner.train``.
+    """
+
+    priority = 'LOWEST'  # after the iteration is logged, the schedule advanced, checkpoints saved
+
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals = signals
+        self._passing: str | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Validate where a stop left that out."""
+        self.signals.noting = True
+        info = runner.message_hub.runtime_info
+        # of a run that counts epochs, amid one: outdated when the next is saved
+        passing, source = info.pop('passing_checkpoint', None), str(runner._load_from)
+        if (runner.work_dir, passing) == os.path.split(os.path.abspath(source)):
+            self._passing = source
+        if info.pop('validation_due', False) and runner.val_loop is not None:
+            runner.val_loop.run()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Stop, unless the end of an epoch follows."""
+        number, done, epoch = self._agreed(runner), runner.iter + 1, runner.epoch
+        if not _by_epoch(runner):
+            self._stop(runner, number, done, epoch)
+        elif done < (epoch + 1) * len(runner.train_dataloader):
+            self._stop(runner, number, done, epoch, amid_epoch=True)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Stop between two epochs."""
+        if not _by_epoch(runner):
+            return  # it is the whole training
+        hook = _checkpoint_hook(runner)
+        if self._passing and hook and hook.last_ckpt and is_main_process():
+            os.unlink(self._passing)
+            self._passing = None
+        self._stop(runner, self._agreed(runner), runner.iter, runner.epoch + 1)
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Stop a validation, which may be long; of several processes one may be further."""
+        if not is_distributed():
+            self._stop(runner, self._agreed(runner), runner.iter, runner.epoch)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Stop between validation and training."""
+        number = self._agreed(runner)
+        if runner.iter < runner.max_iters:
+            self._stop(runner, number, runner.iter, runner.epoch, validated=True)
+
+    def _agreed(self, runner: Runner) -> int:
+        """The signal that any of the processes has noted; 0 if none, or while gradients gather."""
+        number = self.signals.received
+        if is_distributed():
+            noted = torch.tensor(number)
+            all_reduce(noted, op='max')
+            number = int(noted)
+        gathers = hasattr(runner.optim_wrapper, 'should_update') and (
+            not runner.optim_wrapper.should_update()
+        )
+        return 0 if gathers else number
+
+    def _stop(
+        self,
+        runner: Runner,
+        number: int,
+        iteration: int,
+        epoch: int,
+        *,
+        amid_epoch: bool = False,
+        validated: bool = False,
+    ) -> None:
+        if not number:
+            return
+        due = not amid_epoch and not validated and _validates(runner, iteration, epoch)
+        path = save_now(runner, iteration, epoch, amid_epoch, due)
+        barrier()  # or the first to leave would have the others ended while they save
+        name = signal.Signals(number).name
+        message = f'stopped by {name} after iteration {iteration}; --resume goes on from {path}'
+        raise Stopped(message if is_main_process() else '', 128 + number)
+
+
+def _by_epoch(runner: Runner) -> bool:
+    return hasattr(runner.train_loop, 'run_epoch')
+
+
+def _checkpoint_hook(runner: Runner) -> CheckpointHook | None:
+    return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+
+
+def _validates(runner: Runner, iteration: int, epoch: int) -> bool:
+    """Whether the loop would validate at this point."""
+    loop: Any = runner.train_loop
+    done, total = (epoch, loop.max_epochs) if _by_epoch(runner) else (iteration, loop.max_iters)
+    return (
+        runner.val_loop is not None
+        and done >= loop.val_begin
+        and (done % loop.val_interval == 0 or done == total)
+    )
+
+
+def save_now(runner: Runner, iteration: int, epoch: int, amid_epoch: bool, due: bool) -> str:
+    """Save a checkpoint that a run goes on from, unless it has just been saved.
+
+    Args:
+        runner: In training.
+        iteration: How many are done.
+        epoch: How many are done.
+        amid_epoch: Where the loop counts epochs: whether the current one is not done.
+        due: Whether to validate when the training is resumed.
+
+    Returns:
+        Its path.
+    """
+    info = runner.message_hub
+    if due:
+        info.update_info('validation_due', True)
+    meta = dict(epoch=epoch, iter=iteration)
+    hook = _checkpoint_hook(runner)
+    if hook is not None and not (hook.by_epoch and amid_epoch):
+        step = epoch if hook.by_epoch else iteration
+        path = os.path.join(str(hook.out_dir), hook.filename_tmpl.format(step))
+        if due or hook.last_ckpt != path:
+            hook._save_checkpoint_with_step(runner, step, meta)
+        return path
+    name = f'iter_{iteration}.pth'
+    if amid_epoch:
+        info.update_info('passing_checkpoint', name)
+    backend = hook.backend_args if hook else dict(backend='atomic')
+    runner.save_checkpoint(runner.work_dir, name, meta=meta, by_epoch=False, backend_args=backend)
+    return os.path.join(runner.work_dir, name)

@@ -1,0 +1,138 @@
+import os
+import signal
+
+import pytest
+from helpers.training import train
+from mmengine.hooks import Hook
+
+from ssnet_mm.engine.stopping import SIGNALS, StopSignals, start_worker
+from ssnet_mm.errors import Stopped
+
+LONGER = """
+train_cfg.update(max_iters=6, val_interval=3)
+default_hooks['checkpoint'].update(interval=100, save_best='mIoU')
+"""
+GATHERED = "optim_wrapper['accumulative_counts'] = 2\n"
+EPOCHS = """
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3, val_interval=1)
+train_dataloader['sampler'] = dict(type='DefaultSampler', shuffle=True)
+train_dataloader['batch_size'] = 1
+default_hooks['checkpoint'].update(by_epoch=True, interval=1)
+param_scheduler = []
+log_processor = dict(by_epoch=True)
+"""
+
+
+class At(Hook):
+    """Do something at one iteration of one stage; count validations."""
+
+    def __init__(self, stage, iteration, do):
+        self.stage, self.iteration, self.do = stage, iteration, do
+        self.validated = []
+
+    def before_run(self, runner):
+        if self.stage == 'run':
+            self.do()
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if (self.stage, self.iteration) == ('train', runner.iter + 1):
+            self.do()
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if (self.stage, self.iteration) == ('val', runner.iter):
+            self.do()
+
+    def after_val_epoch(self, runner, metrics=None):
+        self.validated.append(runner.iter)
+
+
+def send(*numbers):
+    def do():
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    return do
+
+
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """No signal is ignored, though the tests may have been started so (nohup, or with &)."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'stage', 'at', 'number', 'stopped', 'name', 'validated'),
+    [
+        ('', 'train', 2, signal.SIGTERM, 2, 'iter_2.pth', [3, 6]),
+        ('', 'train', 3, signal.SIGUSR1, 3, 'iter_3.pth', [3, 6]),  # before its validation
+        ('', 'val', 3, signal.SIGHUP, 3, 'iter_3.pth', [3, 6]),  # amid it
+        ('', 'val', 6, signal.SIGINT, 6, 'iter_6.pth', [6]),  # amid the last
+        (GATHERED, 'train', 3, signal.SIGTERM, 4, 'iter_4.pth', [6]),
+        (EPOCHS, 'train', 6, signal.SIGTERM, 6, 'iter_6.pth', [8, 12]),
+        (EPOCHS, 'train', 8, signal.SIGTERM, 8, 'epoch_2.pth', [8, 12]),
+        (EPOCHS, 'val', 8, signal.SIGTERM, 8, 'epoch_2.pth', [8, 12]),
+    ],
+)  # fmt: skip
+def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
+    tiny_config, tmp_path, changes, stage, at, number, stopped, name, validated
+):
+    config, work = tiny_config(LONGER + changes), tmp_path / 'work'
+    losses = train(config, tmp_path / 'whole')
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as caught:
+        train(config, work, [At(stage, at, send(number))])
+    assert signal.getsignal(number) == before
+    assert caught.value.code == 128 + number
+    assert str(caught.value) == (
+        f'stopped by {number.name} after iteration {stopped}; --resume goes on from {work / name}'
+    )
+    assert (work / name).is_file()
+    count = At(None, 0, None)
+    resumed = train(config, work, [count], resume=True)
+    assert resumed == {i: loss for i, loss in losses.items() if i > stopped}
+    assert count.validated == validated
+    assert sorted(p.name for p in work.glob('iter_*')) == sorted(
+        {'epoch_2.pth': []}.get(name, [] if changes == EPOCHS else {name, 'iter_6.pth'})
+    )
+
+
+def test_before_the_first_iteration_there_is_nothing_to_save(tiny_config, tmp_path):
+    with pytest.raises(Stopped, match='stopped by SIGTERM before the first iteration'):
+        train(tiny_config(), tmp_path / 'work', [At('run', 0, send(signal.SIGTERM))])
+    assert not list((tmp_path / 'work').glob('*.pth'))
+
+
+def test_a_second_ctrl_c_ends_at_once(tiny_config, tmp_path):
+    config = tiny_config()
+    child = os.fork()
+    if child == 0:
+        try:
+            train(config, tmp_path / 'work', [At('train', 1, send(signal.SIGINT, signal.SIGINT))])
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGINT
+    assert not list((tmp_path / 'work').glob('*.pth'))
+
+
+def test_what_is_ignored_stays_ignored_and_a_worker_goes_on():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup
+    try:
+        with StopSignals() as signals:
+            send(signal.SIGHUP)()
+            child = os.fork()
+            if child == 0:
+                send(signal.SIGTERM)()
+                os._exit(7)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            child = os.fork()
+            if child == 0:
+                start_worker(lambda worker: send(signal.SIGTERM, signal.SIGINT)(), 3)
+                send(signal.SIGTERM)()
+                os._exit(7)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        assert not signals.received
+    finally:
+        signal.signal(signal.SIGHUP, before)
