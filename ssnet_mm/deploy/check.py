@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ssnet_mm.deploy import runtimes
 from ssnet_mm.deploy.images import Pixels
+from ssnet_mm.deploy.network import last_head
 from ssnet_mm.deploy.processor import Processor, resize_labels
 from ssnet_mm.deploy.runtimes.session import Session
 from ssnet_mm.engine.preflight import check_data
@@ -88,7 +89,7 @@ def compare(
             expected = model(planes, mode='tensor').float().cpu()
         if processor.end_to_end:
             meta = dict(img_shape=size, pad_shape=size)
-            expected = classes(model.decode_head.predict_by_feat(expected, [meta]))
+            expected = classes(last_head(model).predict_by_feat(expected, [meta]))
             labels = output.long()
             difference = expected.amax(1, keepdim=True) - expected.gather(1, labels[:, None])
         elif output.shape == expected.shape:
@@ -151,5 +152,5 @@ def _test_step(model: Any, session: Session, data: Any) -> list[Any]:
     data = model.data_preprocessor(data, False)
     samples = data['data_samples']
     logits = torch.from_numpy(session.run(data['inputs'].cpu().numpy()))
-    logits = model.decode_head.predict_by_feat(logits, [sample.metainfo for sample in samples])
+    logits = last_head(model).predict_by_feat(logits, [sample.metainfo for sample in samples])
     return model.postprocess_result(logits, samples)
