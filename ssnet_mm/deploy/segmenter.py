@@ -154,8 +154,8 @@ class Segmenter:
             return self._read(image, getattr(image, 'filename', '') or 'the image')
         if not isinstance(image, np.ndarray):
             raise UserError(
-                'expected a path, bytes, a file, a PIL image or an array, got '
-                f'{type(image).__name__}'
+                f'expected a path, a PIL image or an array, got {type(image).__name__}; bytes of a '
+                'file and open files will do as well'
             )
         bands = getattr(self.session, 'bands', ()) or (3,)
         if (
