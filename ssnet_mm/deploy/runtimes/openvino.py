@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import logging
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from typing import Any
 
 from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
-from ssnet_mm.errors import UserError, quiet, require
+from ssnet_mm.errors import UserError, first_line, quiet, require
 
-from .onnx import graph
-from .session import Session, check_precision
+from .onnx import WEIGHTS, graph, save
+from .session import Session, check_precision, check_weights, digest
 
 
 def load(path: Path, device: str | None, threads: int | None, precision: str | None) -> Session:
@@ -24,9 +24,13 @@ def load(path: Path, device: str | None, threads: int | None, precision: str | N
     try:
         model = core.read_model(path)
     except Exception as error:
-        raise UserError(f'{path} is not a readable OpenVINO model: {error}') from error
-    info = model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else None
-    processor = Processor.from_json(info, path)
+        raise UserError(f'{path} is not a readable OpenVINO model: {first_line(error)}') from error
+    notes = {
+        key: model.get_rt_info([key]).value if model.has_rt_info([key]) else ''
+        for key in (KEY, WEIGHTS)
+    }
+    processor = Processor.from_json(notes[KEY], path)
+    check_weights(path, path.with_suffix('.bin'), notes[WEIGHTS])
     options: dict[str, Any] = {'INFERENCE_NUM_THREADS': threads} if threads else {}
     if (precision, processor.precision) == ('bf16', 'fp32'):
         options['INFERENCE_PRECISION_HINT'] = 'bf16'
@@ -54,7 +58,10 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
     """Write a file; see :mod:`ssnet_mm.deploy.runtimes`."""
     ov = require('openvino', 'openvino', 'this export')
     processor = network.processor
-    model = ov.convert_model(io.BytesIO(graph(network, size)))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, 'graph.onnx')
+        save(graph(network, size), file)
+        model = ov.convert_model(file)
     if processor.precision == 'int8':
         nncf = require('nncf', 'nncf', 'this export')
         with quiet(logging.getLogger('nncf')):
@@ -67,4 +74,6 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
                 ),
             )
     model.set_rt_info(processor.to_json(), [KEY])
-    ov.save_model(model, path, compress_to_fp16=processor.precision == 'fp16')
+    for _ in range(2):  # the second time with the digest of what the first one wrote
+        ov.save_model(model, path, compress_to_fp16=processor.precision == 'fp16')
+        model.set_rt_info(digest(path.with_suffix('.bin')), [WEIGHTS])

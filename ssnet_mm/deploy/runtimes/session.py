@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,6 +114,24 @@ def not_finite() -> UserError:
         'the network gives NaN or infinity; its weights are damaged, or its precision is too low '
         'for this image: run float32'
     )
+
+
+def digest(path: Path) -> str:
+    """What tells the content of a file from any other."""
+    found = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
+
+
+def check_weights(path: Path, weights: Path, expected: str) -> None:
+    """UserError where the weights beside a file are not those that it was exported with."""
+    if not weights.is_file() or digest(weights) != expected:
+        raise UserError(
+            f'{weights} does not hold the weights that {path} was exported with; copy both files, '
+            'or export again'
+        )
 
 
 def check_precision(path: object, processor: Processor, precision: str | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
-from ssnet_mm.errors import UserError, require
+from ssnet_mm.errors import UserError, first_line, require
 
 from .session import Session, check_precision
 
@@ -19,6 +19,8 @@ def load(path: Path, device: str | None, threads: int | None, precision: str | N
     torch = require('torch', 'torch', 'this model')
     if threads:
         torch.set_num_threads(threads)
+    device_module = importlib.import_module('ssnet_mm.deploy.device')  # needs torch
+    device_module.check_device(device or 'cpu')
     files = {KEY: ''}
     try:
         program = torch.export.load(path, extra_files=files)
@@ -26,7 +28,7 @@ def load(path: Path, device: str | None, threads: int | None, precision: str | N
             passes = importlib.import_module('torch.export.passes')
             program = passes.move_to_device_pass(program, device)
     except Exception as error:
-        raise UserError(f'{path} is not a model that torch can load: {error}') from error
+        raise UserError(f'{path} is not a model that torch can load: {first_line(error)}') from error
     processor = Processor.from_json(files[KEY], path)
     check_precision(path, processor, precision)
     module = program.module()
@@ -46,6 +48,8 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
     if network.processor.precision == 'fp16':
         network.model.half()
     axes = (0, 1, 2) if network.processor.end_to_end else (0, 2, 3)
+    if network.processor.fixed_size:
+        axes = (0,)
     # Without these two torch would specialise: sizes of one apart from others, and a cropped map
     # apart from a whole one.
     with symbolic.patch(backed_size_oblivious=True), torch.no_grad():
