@@ -18,7 +18,7 @@ from ssnet_mm.errors import UserError
 from ssnet_mm.palette import voc_palette
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
-Labels = NDArray[np.uint8] | NDArray[np.uint16]  # (H, W), class indices
+Labels = NDArray[Any]  # uint8, or uint16 beyond 256 classes; (H, W), class indices
 ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | Pixels
 
 _MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
@@ -99,7 +99,7 @@ def full_palette(palette: Sequence[Sequence[int]], num_classes: int) -> NDArray[
     return colours
 
 
-def label_type(num_classes: int) -> type[np.uint8] | type[np.uint16]:
+def label_type(num_classes: int) -> type[Any]:
     """The smallest unsigned integer that holds so many labels."""
     return np.uint8 if num_classes <= 256 else np.uint16
 

@@ -9,6 +9,7 @@ from mmengine.config import Config
 from ssnet_mm.deploy.device import check_device
 from ssnet_mm.engine.checkpoint import load_checkpoint
 from ssnet_mm.engine.config import build_segmentor, config_errors, config_meta, single_datasets
+
 __all__ = ['check_device', 'load_model', 'ready']
 
 

@@ -143,6 +143,28 @@ class Finish(nn.Module):
         return (1 - (place[:, None] - taps).abs()).clamp(min=0)
 
 
+class MatrixPool(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as a matrix product in each direction.
+
+    Exporters know no such pooling where the sizes are free, or no multiples of the output's.
+    """
+
+    def __init__(self, output_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.output_size = output_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, across = (self._shares(x.shape[2 + i], self.output_size[i], x) for i in range(2))
+        return down @ (x @ across.t())
+
+    @staticmethod
+    def _shares(given: int, wanted: int, like: Tensor) -> Tensor:
+        """What each input has of each output, (wanted, given), with a size that may be a symbol."""
+        place, output = torch.arange(given), torch.arange(wanted)[:, None]
+        start, stop = output * given // wanted, ((output + 1) * given + wanted - 1) // wanted
+        return ((place >= start) & (place < stop)).to(like) / (stop - start).to(like)
+
+
 class Network(nn.Module):
     """What a file holds: a segmentor, fused and on the CPU; end to end all around it too.
 
@@ -152,6 +174,13 @@ class Network(nn.Module):
     def __init__(self, model: Any, processor: Processor) -> None:
         super().__init__()
         self.model = model
+        for parent in [*model.modules()]:
+            for name, part in parent.named_children():
+                if isinstance(part, nn.AdaptiveAvgPool2d):
+                    size = part.output_size
+                    pair = size if isinstance(size, (tuple, list)) else (size, size)
+                    if None not in pair and tuple(pair) != (1, 1):
+                        setattr(parent, name, MatrixPool((pair[0], pair[1])))
         self.processor = processor
         self.prepare = Prepare(processor)
         self.finish = Finish(processor)

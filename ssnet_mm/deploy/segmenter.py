@@ -127,7 +127,7 @@ class Segmenter:
             UserError: Something is not such an image.
         """
         if not isinstance(image, (list, tuple)):
-            return self([image])[0]
+            return self([image])[0]  # type: ignore[list-item]
         if self.tiling:
             return [
                 self.session.tiled(self.pixels(one), self.tiling, self.batch_size) for one in image

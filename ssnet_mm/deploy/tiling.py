@@ -177,7 +177,8 @@ class Taps:
         else:
             place = ((place + 0.5) * given / wanted - 0.5).clip(0, given - 1)
         self.last = np.ceil(place).astype(np.int64).clip(0, given - 1)
-        self.share = (1 - (self.last - place)).astype(np.float32)  # of the last; else the one before
+        # of the last neighbour; the one before it has the rest
+        self.share = (1 - (self.last - place)).astype(np.float32)
 
     def between(self, start: int, stop: int) -> slice:
         """The places whose last neighbour is in a range."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import tempfile
@@ -109,6 +111,7 @@ def graph(network: Any, size: tuple[int, int]) -> Any:
         images = axes = {0: 'batch'}
     with (
         tempfile.TemporaryDirectory() as folder,  # weights of more than 2 GiB get files there
+        contextlib.redirect_stdout(io.StringIO()),  # where a failure prints the whole graph
         torch.no_grad(),
         warnings.catch_warnings(),
     ):

@@ -28,7 +28,9 @@ def load(path: Path, device: str | None, threads: int | None, precision: str | N
             passes = importlib.import_module('torch.export.passes')
             program = passes.move_to_device_pass(program, device)
     except Exception as error:
-        raise UserError(f'{path} is not a model that torch can load: {first_line(error)}') from error
+        raise UserError(
+            f'{path} is not a model that torch can load: {first_line(error)}'
+        ) from error
     processor = Processor.from_json(files[KEY], path)
     check_precision(path, processor, precision)
     module = program.module()
@@ -47,7 +49,7 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
     symbolic = importlib.import_module('torch.fx.experimental._config')
     if network.processor.precision == 'fp16':
         network.model.half()
-    axes = (0, 1, 2) if network.processor.end_to_end else (0, 2, 3)
+    axes: tuple[int, ...] = (0, 1, 2) if network.processor.end_to_end else (0, 2, 3)
     if network.processor.fixed_size:
         axes = (0,)
     # Without these two torch would specialise: sizes of one apart from others, and a cropped map
