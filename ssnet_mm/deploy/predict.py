@@ -239,11 +239,14 @@ def _segmented(
 def _write(
     segment: Segmenter, pixels: Pixels, labels: Labels, out_dir: Path, name: str, opacity: float
 ) -> None:
-    overlay = segment.overlay(pixels, labels, opacity)
-    for kind, picture in (('overlay', overlay), ('index', _indexed(segment, labels))):
+    def save(kind: str, picture: Image.Image) -> None:
         png = io.BytesIO()
         picture.save(png, format='PNG', compress_level=_COMPRESSION)
         write_result(out_dir / kind / name, png.getvalue())
+
+    # of large images one at a time
+    save('overlay', segment.overlay(pixels, labels, opacity))
+    save('index', _indexed(segment, labels))
 
 
 def _indexed(segment: Segmenter, labels: Labels) -> Image.Image:

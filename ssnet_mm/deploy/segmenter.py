@@ -20,7 +20,7 @@ from ssnet_mm.deploy import runtimes
 from ssnet_mm.deploy.images import ImageLike, Labels, Pixels, bands_of_rows, full_palette
 from ssnet_mm.deploy.processor import Scale
 from ssnet_mm.deploy.tiling import make_tiling
-from ssnet_mm.errors import UserError
+from ssnet_mm.errors import UserError, first_line
 
 _ROWS = 256  # painted at once
 
@@ -129,15 +129,27 @@ class Segmenter:
         if not isinstance(image, (list, tuple)):
             return self([image])[0]  # type: ignore[list-item]
         if self.tiling:
-            return [
-                self.session.tiled(self.pixels(one), self.tiling, self.batch_size) for one in image
-            ]
+            return [self._run([self.pixels(one)])[0] for one in image]
         found: list[Labels] = []
         for _, group in groupby([self.pixels(one) for one in image], key=lambda one: one.shape):
             alike = list(group)
             for i in range(0, len(alike), self.batch_size):
-                found += self.session(alike[i : i + self.batch_size])
+                found += self._run(alike[i : i + self.batch_size])
         return found
+
+    def _run(self, images: list[Pixels]) -> list[Labels]:
+        """Label maps of images of one size; UserError where the network can't have such a size."""
+        try:
+            if self.tiling:
+                return [self.session.tiled(i, self.tiling, self.batch_size) for i in images]
+            return self.session(images)
+        except UserError:
+            raise
+        except Exception as error:  # runtimes raise all kinds
+            height, width = images[0].shape[:2]
+            raise UserError(
+                f'the network fails on an image of {width}x{height} pixels: {first_line(error)}'
+            ) from error
 
     def pixels(self, image: ImageLike) -> Pixels:
         """An image as an RGB array (H, W, 3) of uint8; UserError if it is none."""
@@ -193,13 +205,13 @@ class Segmenter:
         pixels = self.pixels(image)
         if labels.shape != pixels.shape[:2]:
             raise UserError(f'labels of shape {labels.shape} for an image of {pixels.shape[:2]}')
-        mixed = np.empty((*labels.shape, 3), np.uint8)
-        for rows in bands_of_rows(len(mixed), _ROWS):
+        painted = Image.new('RGB', labels.shape[::-1])
+        for rows in bands_of_rows(len(labels), _ROWS):
             colours = self.colours[labels[rows]].astype(np.float32)
             grey = pixels[rows, :, :3]  # of one band, which is repeated, of three, or of more
             blend = grey * np.float32(1 - opacity) + colours * np.float32(opacity)
-            mixed[rows] = blend.round()
-        return Image.fromarray(mixed)
+            painted.paste(Image.fromarray(blend.round().astype(np.uint8)), (0, rows.start))
+        return painted
 
 
 def _session(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,7 +110,7 @@ def graph(network: Any, size: tuple[int, int]) -> Any:
         images = axes = {0: 'batch'}
     with (
         tempfile.TemporaryDirectory() as folder,  # weights of more than 2 GiB get files there
-        contextlib.redirect_stdout(io.StringIO()),  # where a failure prints the whole graph
+        _no_graph_printed(),
         torch.no_grad(),
         warnings.catch_warnings(),
     ):
@@ -130,6 +129,19 @@ def graph(network: Any, size: tuple[int, int]) -> Any:
             dynamic_axes={'images': images, output: axes},
         )
         return onnx.load(file)
+
+
+@contextmanager
+def _no_graph_printed() -> Iterator[None]:
+    """Where torch's exporter fails it prints the whole graph, thousands of lines, unless told."""
+    from torch import _C
+
+    enabled = _C._jit_is_onnx_log_enabled()
+    _C._jit_set_onnx_log_enabled(False)
+    try:
+        yield
+    finally:
+        _C._jit_set_onnx_log_enabled(enabled)
 
 
 def _around(model: Any) -> list[str]:
