@@ -446,7 +446,7 @@ class _VideoFile:
         """Remove what has not taken its name."""
         if self.writer is not None:
             self.writer.release()
-        self.temporary.unlink(missing_ok=True)
+            self.temporary.unlink(missing_ok=True)
 
 
 def _width_by_height(shape: Sequence[int]) -> str:
@@ -455,7 +455,7 @@ def _width_by_height(shape: Sequence[int]) -> str:
 
 def _frames_of_mp4(path: Path) -> int:
     """How many frames an MP4's index lists; 0 where the file is not whole."""
-    boxes: dict[bytes, bytes] = {}
+    index, end = b'', 0
     with open(path, 'rb') as file:
         while header := file.read(8):
             size, kind = int.from_bytes(header[:4], 'big'), header[4:]
@@ -465,11 +465,9 @@ def _frames_of_mp4(path: Path) -> int:
             if size < taken:
                 return 0
             if kind == b'moov':
-                boxes[kind] = file.read(size - taken)
-            else:
-                file.seek(size - taken, os.SEEK_CUR)
-        end = file.tell()
-    index = boxes.get(b'moov', b'')
+                index = file.read(size - taken)
+            end += size
+            file.seek(end)
     start = index.find(b'stsz')  # then version, flags and one size for all, 4 bytes each
     if start < 0 or end != os.path.getsize(path):
         return 0
