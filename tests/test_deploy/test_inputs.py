@@ -31,16 +31,17 @@ def saved(folder, name):
     turned = Image.Exif()
     turned[0x0112] = 6
     frames = dict(save_all=True, append_images=[RGB.rotate(180)])
+    exact = {'lossless': True} if path.suffix == '.webp' else {}
     {
         'grey': lambda: GREY.save(path),
-        'opaque': lambda: RGBA.save(path),
+        'opaque': lambda: RGBA.save(path, **exact),
         'deep': lambda: DEEP.save(path),
         'deep_rgb': lambda: cv2.imwrite(str(path), VALUES[..., :3].astype(np.uint16) * 250),
         'cmyk': lambda: RGB.convert('CMYK').save(path),
         'palette': lambda: RGB.quantize(64).save(path),
         'clear': lambda: RGB.quantize(64).save(path, transparency=5),
         'turned': lambda: RGB.save(path, exif=turned),
-        'animated': lambda: RGB.save(path, **frames, **({'lossless': True} if 'webp' in name else {})),
+        'animated': lambda: RGB.save(path, **frames, **exact),
         'grey_alpha': lambda: RGBA.convert('LA').save(path),
         'bits': lambda: GREY.convert('1').save(path),
         'float': lambda: Image.fromarray(VALUES[..., 0].astype(np.float32)).save(path),
