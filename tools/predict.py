@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, args.checkpoint, device=args.device, threads=args.threads, fuse=not args.no_fuse,
         batch_size=args.batch_size, tile=args.tile, overlap=args.overlap, scale=scale,
     )  # fmt: skip
-    keep_freed_memory()  # from here on every image takes the same again
+    if args.tile is None:  # large images come and go, and would be kept once by each thread
+        keep_freed_memory()  # from here on every image takes the same again
     if video:
         count, file = predict.predict_video(
             segment, args.source, args.out_dir, args.opacity, args.show, args.limit

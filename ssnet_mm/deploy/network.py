@@ -178,9 +178,9 @@ class Network(nn.Module):
             for name, part in parent.named_children():
                 if isinstance(part, nn.AdaptiveAvgPool2d):
                     size = part.output_size
-                    pair = size if isinstance(size, (tuple, list)) else (size, size)
-                    if None not in pair and tuple(pair) != (1, 1):
-                        setattr(parent, name, MatrixPool((pair[0], pair[1])))
+                    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+                    if height and width and height * width > 1:
+                        setattr(parent, name, MatrixPool((height, width)))
         self.processor = processor
         self.prepare = Prepare(processor)
         self.finish = Finish(processor)
