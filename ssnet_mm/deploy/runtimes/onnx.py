@@ -133,15 +133,18 @@ def graph(network: Any, size: tuple[int, int]) -> Any:
 
 @contextmanager
 def _no_graph_printed() -> Iterator[None]:
-    """Where torch's exporter fails it prints the whole graph, thousands of lines, unless told."""
+    """Keep torch's exporter from printing the whole graph, thousands of lines, where it fails.
+
+    Its switch has no effect: torch 2.14 asks whether the function that tells its state is true.
+    """
     from torch import _C
 
-    enabled = _C._jit_is_onnx_log_enabled()
-    _C._jit_set_onnx_log_enabled(False)
+    log = _C._jit_onnx_log
+    _C._jit_onnx_log = lambda *_: None
     try:
         yield
     finally:
-        _C._jit_set_onnx_log_enabled(enabled)
+        _C._jit_onnx_log = log
 
 
 def _around(model: Any) -> list[str]:
