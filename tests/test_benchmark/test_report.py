@@ -5,7 +5,7 @@ from PIL import Image
 
 from ssnet_mm.benchmark import report
 from ssnet_mm.benchmark.layers import REST, LayerCost, LayerTimes, Machine
-from ssnet_mm.benchmark.rows import Result, Row, Settings
+from ssnet_mm.benchmark.rows import Result, Row, Settings, plan
 
 
 def result(runtime='torch', training=False, **changes):
