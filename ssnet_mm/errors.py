@@ -48,6 +48,12 @@ def few(names: Iterable[str]) -> str:
     return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
 
 
+def first_line(error: BaseException) -> str:
+    """An exception as one line: libraries may append a whole graph."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def listed(problems: Mapping[str, Sequence[str]]) -> str:
     """What is wrong with which names, for a message; empty where nothing is."""
     return '; '.join(

@@ -1,10 +1,13 @@
 """Files that are either whole or not there."""
 
+import hashlib
 import os
 import re
 from pathlib import Path
 
 from ssnet_mm.errors import UserError
+
+MAX_NAME = 255  # bytes that file systems allow a name
 
 
 def temporary_name(path: Path) -> Path:
@@ -12,7 +15,21 @@ def temporary_name(path: Path) -> Path:
 
     Not from `tempfile`: its files are readable by their owner only, checkpoints are often shared.
     """
-    return path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
+    stem = path.stem
+    if len(os.fsencode(path.name)) > MAX_NAME - 32:
+        stem = hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    return path.with_name(f'.{stem}.{os.getpid()}.tmp{path.suffix[:16]}')
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder and those above it, with a UserError where that can't be."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"can't make the folder {os.fspath(path)}: {error.strerror or error}; choose another "
+            'place'
+        ) from error
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:

@@ -76,6 +76,10 @@ def test_a_script_runs(language, block, checkout, capsys):
         Image.fromarray(noise).save(name)
     Path('data/mydata/masks').mkdir(parents=True)
     Image.fromarray(noise[..., 0] % 3).save('data/mydata/masks/a.png')
+    if 'weights.npy' in block:
+        weight = np.ones((2, 3), np.float32)
+        nested = {'conv1': [weight, weight[0]], 'conv2': {'kernel': weight}, 'last': weight}
+        np.save('weights.npy', np.array(nested, object), allow_pickle=True)
     if 'fastfcn8.onnx' in block:
         need('onnx')
         model = build_model(3, 'ds', base_channels=4, fc_channels=8).eval()
@@ -91,6 +95,10 @@ def test_a_script_runs(language, block, checkout, capsys):
         assert tuple(after['loss'].shape) == () and after['loss'].item() > 0
         assert all(p.grad is not None for p in after['model'].parameters())
         assert 'SeparableConv2d' in capsys.readouterr().out
+    if 'weights.npy' in block:
+        flat = np.load('weights.npz')
+        assert sorted(flat) == ['conv1/0', 'conv1/1', 'conv2/kernel', 'last']
+        assert all(part.dtype == np.float32 for part in flat.values())
     if 'labels' in after and 'Segmenter' in block:
         assert after['labels'].shape == (60, 80)
     if "device('meta')" in block:

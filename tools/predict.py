@@ -52,15 +52,40 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--opacity', type=float, default=0.5, help='of the colours, 0 to 1 (default: 0.5)'
     )
+    parser.add_argument(
+        '--tile', type=int, metavar='N', help='large images in overlapping tiles of NxN pixels'
+    )
+    parser.add_argument('--overlap', type=int, metavar='N', help='of tiles (default: an eighth)')
+    parser.add_argument(
+        '--scale', type=float, nargs='+', metavar='S',
+        help="instead of the test pipeline's Resize: a factor (1: as they are), or WIDTH HEIGHT",
+    )  # fmt: skip
+    parser.add_argument('--batch-size', type=int, default=1, metavar='N', help='(%(default)s)')
     parser.add_argument('--show', action='store_true', help='videos: in a window as well; q ends')
     parser.add_argument('--limit', type=int, metavar='N', help='videos: so many frames')
     return parser.parse_args(argv)
+
+
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """UserError for options that would do nothing."""
+    video = predict.is_video(args.source)
+    exported = format_of(args.model) is not None
+    for given, what, useless in (
+        (args.cfg_options, '--cfg-options changes a config', exported),
+        (args.no_fuse, '--no-fuse runs a config', exported),
+        (args.show, '--show shows frames of a video', not video),
+        (args.limit is not None, '--limit counts frames of a video', not video),
+    ):
+        if given and useless:
+            source = args.model if exported and 'config' in what else args.source
+            raise UserError(f'{what}, and {source} is none; leave it out')
 
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Predict; exit code 2 and one line where the input is at fault."""
     args = parse_args(argv)
+    _refuse_unused(args)
     predict.check_output(args.out_dir, args.opacity)
     video = predict.is_video(args.source)
     images = [] if video else predict.find_images(args.source)
@@ -69,12 +94,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         from ssnet_mm.engine.launch import load_config, parse_options  # needs the toolbox
 
         model = load_config(model, parse_options(args.cfg_options))
+    scale = args.scale and (args.scale[0] if len(args.scale) == 1 else tuple(args.scale))
     segment = Segmenter(
         model, args.checkpoint, device=args.device, threads=args.threads, fuse=not args.no_fuse,
-        precision=args.precision,
-        max_pixels=args.max_pixels, trust=args.trust_model,
+        precision=args.precision, max_pixels=args.max_pixels, trust=args.trust_model,
+        batch_size=args.batch_size, tile=args.tile, overlap=args.overlap, scale=scale,
     )  # fmt: skip
-    keep_freed_memory()  # from here on every image takes the same again
+    if args.tile is None:  # large images come and go, and would be kept once by each thread
+        keep_freed_memory()  # from here on every image takes the same again
     if video:
         count, file = predict.predict_video(
             segment, args.source, args.out_dir, args.opacity, args.show, args.limit

@@ -28,11 +28,12 @@ class Row:
     precision: str = 'fp32'  # in training not 'int8', and mixed with float32
     checkpoint: str | None = None  # None leaves the weights as drawn
     training: bool = False  # time a training step instead of a prediction
+    mark: str = ''  # after the name, where a config stands for several rows
 
     @property
     def name(self) -> str:
         """Of the config, short."""
-        return Path(self.config).stem
+        return Path(self.config).stem + self.mark
 
     @property
     def label(self) -> str:
@@ -93,6 +94,7 @@ class Result:
         """As JSON holds it: times in milliseconds, as median and 95th percentile."""
         return {
             'config': self.row.config,
+            'checkpoint': self.row.checkpoint,
             'backend': self.row.runtime,
             'precision': self.row.precision,
             'training': self.row.training,
@@ -133,9 +135,13 @@ def plan(
             f'checkpoints must be one file a config: got {len(checkpoints)} for {len(configs)}'
         )
     weights: Sequence[str | None] = checkpoints or [None] * len(configs)
+    marks = [
+        f' #{configs[:i].count(config) + 1}' if configs.count(config) > 1 else ''
+        for i, config in enumerate(configs)
+    ]
     return [
-        Row(config, runtime, precision, checkpoint, training)
-        for config, checkpoint in zip(configs, weights, strict=True)
+        Row(config, runtime, precision, checkpoint, training, mark)
+        for config, checkpoint, mark in zip(configs, weights, marks, strict=True)
         for runtime in runtimes
         for precision in precisions
     ]

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ssnet_mm.deploy import runtimes
 from ssnet_mm.deploy.images import Pixels
+from ssnet_mm.deploy.network import last_head
 from ssnet_mm.deploy.processor import Processor, resize_labels
-from ssnet_mm.deploy.runtimes.session import Session
+from ssnet_mm.deploy.runtimes.session import Session, not_finite
 from ssnet_mm.engine.preflight import check_data
 from ssnet_mm.errors import UserError
 
@@ -38,11 +39,13 @@ class Report:
     spread: float  # the logits' standard deviation
     agreement: float  # share of pixels that get the same label
     images: str  # what was compared, in words
+    remark: str = ''  # what else should be known of the file
 
     def __str__(self) -> str:
         return (
             f'max difference {self.difference:.2g} of logits up to {self.scale:.2g}, '
             f'{100 * self.agreement:.2f}% of labels agree ({self.images})'
+            + (f'; {self.remark}' if self.remark else '')
         )
 
     def passes(self, precision: str) -> bool:
@@ -52,14 +55,22 @@ class Report:
         return self.difference <= {'fp32': 1e-3, 'fp16': 5e-2, 'bf16': 5e-2}[precision] * self.scale
 
 
-def random_images(size: tuple[int, int]) -> list[Pixels]:
+def random_images(size: tuple[int, int], other_sizes: bool = True) -> list[Pixels]:
     """Noise in blocks of 8x8: an image of a size, and two of a smaller, odd one."""
     rng = np.random.default_rng(0)
     batches = []
-    for n, height, width in ((1, *size), (2, size[0] * 3 // 4 | 1, size[1] * 5 // 8 | 1)):
+    other = (size[0] * 3 // 4 | 1, size[1] * 5 // 8 | 1) if other_sizes else size
+    for n, height, width in ((1, *size), (2, *other)):
         coarse = rng.integers(0, 256, (n, -(-height // 8), -(-width // 8), 3)).astype(np.uint8)
         batches.append(coarse.repeat(8, 1).repeat(8, 2)[:, :height, :width])
     return batches
+
+
+def flat_images(size: tuple[int, int]) -> list[Pixels]:
+    """Black, white, and both as sky and ground, in which a network's largest values lie."""
+    images = np.zeros((4, *size, 3), np.uint8)
+    images[1], images[2, : size[0] // 3], images[3, size[0] // 3 :] = 255, 250, 250
+    return [images]
 
 
 def compare(
@@ -88,8 +99,10 @@ def compare(
             expected = model(planes, mode='tensor').float().cpu()
         if processor.end_to_end:
             meta = dict(img_shape=size, pad_shape=size)
-            expected = classes(model.decode_head.predict_by_feat(expected, [meta]))
+            expected = classes(last_head(model).predict_by_feat(expected, [meta]))
             labels = output.long()
+            if labels.max() >= expected.shape[1]:
+                raise not_finite()
             difference = expected.amax(1, keepdim=True) - expected.gather(1, labels[:, None])
         elif output.shape == expected.shape:
             expected, output = classes(expected), classes(output)
@@ -104,7 +117,7 @@ def compare(
         same.append((labels == expected.argmax(1)).flatten())
         logits.append(expected.flatten())
     difference, logit = torch.cat(differences), torch.cat(logits)
-    sizes = ', '.join('x'.join(map(str, image.shape[-3:-1])) for image in images)
+    sizes = ', '.join(dict.fromkeys('x'.join(map(str, i.shape[-3:-1])) for i in images))
     return Report(
         difference=difference.max().item(),
         deviation=difference.square().mean().sqrt().item(),
@@ -151,5 +164,5 @@ def _test_step(model: Any, session: Session, data: Any) -> list[Any]:
     data = model.data_preprocessor(data, False)
     samples = data['data_samples']
     logits = torch.from_numpy(session.run(data['inputs'].cpu().numpy()))
-    logits = model.decode_head.predict_by_feat(logits, [sample.metainfo for sample in samples])
+    logits = last_head(model).predict_by_feat(logits, [sample.metainfo for sample in samples])
     return model.postprocess_result(logits, samples)

@@ -5,23 +5,30 @@ The file is checked against the model it was made from before it gets its name.
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ssnet_mm.deploy.check import Report, compare, random_images
+import numpy as np
+
+from ssnet_mm.deploy.check import Report, compare, flat_images, random_images
 from ssnet_mm.deploy.fusion import fuse
 from ssnet_mm.deploy.images import Pixels, read_image
 from ssnet_mm.deploy.network import Network, make_processor
+from ssnet_mm.deploy.processor import Processor
 from ssnet_mm.deploy.runtimes import FORMATS, load, module_of
 from ssnet_mm.engine.config import describe
 from ssnet_mm.errors import UserError
-from ssnet_mm.files import temporary_name
+from ssnet_mm.files import make_folder, temporary_name
 
 PRECISIONS = tuple(dict.fromkeys(p for f in FORMATS.values() for p in f.precisions))
-_CHECKED = 4  # calibration images that an INT8 model is compared on
+_CHECKED = 4  # of the images for INT8, at most: not calibrated on, but compared
+_FEW = 8  # images for INT8 below which all are calibrated on, and compared mirrored
+_FLAT = 4.0  # grey levels: the least that calibration images vary by in themselves, on average
 
 
 def export(
@@ -36,11 +43,15 @@ def export(
 ) -> Report:
     """Write a segmentor to a file, fused, for any batch, height and width.
 
+    Networks that fix these when they are exported, as some kinds of pooling and resizing do, get a
+    file for one height and width: that of the test pipeline's Resize, where it does not keep the
+    ratio, or ``size``, where there is no test pipeline.
+
     Args:
         model: A segmentor of mmseg with its weights. The test pipeline is taken from ``model.cfg``,
             classes and palette from ``model.dataset_meta``, where it has them.
-        path: Ends in ``.onnx``, ``.xml`` (OpenVINO; the weights go beside it, into ``.bin``) or
-            ``.pt2`` (torch-export).
+        path: Ends in ``.onnx`` (weights of 2 GiB and more go beside it, into ``.onnx.data``),
+            ``.xml`` (OpenVINO; the weights go beside it, into ``.bin``) or ``.pt2`` (torch-export).
         format: 'onnx', 'openvino' or 'torch-export'.
         precision: 'fp16' keeps half precision where the runtime can compute so, 'bf16' computes in
             bfloat16, 'int8' quantises the network with the value ranges found on the calibration
@@ -50,9 +61,11 @@ def export(
             own resolution.
         size: Height and width of the example image.
         calibration: Images for 'int8': paths or RGB arrays, the more like the data the better.
+            Of eight or more up to four, a quarter at most, are kept for the comparison.
 
     Returns:
-        How the file differs from the model on random images (on calibration images for INT8).
+        How the file differs from the model: on random images, for fp16 also on dark and bright
+        ones, for INT8 on images that it was not calibrated on.
 
     Raises:
         UserError: The model or the combination can't be exported, a package is missing, or the file
@@ -72,35 +85,108 @@ def export(
     if (precision == 'int8') != bool(calibration):
         raise UserError('int8 takes calibration images, other precisions none')
     processor = make_processor(model, end_to_end, precision)
-    images = []
+    images: list[Pixels] = []
     for image in calibration or ():
         if isinstance(image, (str, os.PathLike)):
             with _one_line(f'calibration image {image}'):
                 image = read_image(image)
         images.append(processor.resized(image))
-    network = Network(fuse(model, channels_last=False).cpu(), processor)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    # the weights get their name first
-    files = [temporary.with_suffix(suffix) for suffix in (kind.beside, kind.suffix) if suffix]
+    held, remark = _held_out(images) if precision == 'int8' else ([], '')
+    make_folder(path.parent)
     try:
-        with _one_line(f'this model can not be exported to {format} ({precision})'):
-            module_of(kind).write(network, temporary, size, images)
-        run = load(temporary).run
-        with _one_line(f'{path} was not written: it does not run at other sizes'):
-            report = compare(model, run, processor, images[:_CHECKED] or random_images(size))
+        report = _write(model, path, format, processor, size, images, held)
+    except UserError as error:
+        fixed = _fixed_size(model, processor, size)
+        if fixed is None:
+            raise UserError(
+                f'{error}; a network of one size is exported where Resize in the test pipeline has '
+                'keep_ratio=False'
+                if isinstance(error, _OneSize)
+                else str(error)
+            ) from error
+        processor = dataclasses.replace(processor, fixed_size=fixed)
+        report = _write(model, path, format, processor, fixed, images, held)
+        remark = f'the file takes {fixed[0]}x{fixed[1]} pixels alone' + (remark and f'; {remark}')
+    return dataclasses.replace(report, remark=remark)
+
+
+class _OneSize(UserError):
+    """An export that failed at other sizes than the example's, or with sizes left free."""
+
+
+def _write(
+    model: Any,
+    path: Path,
+    format: str,
+    processor: Processor,
+    size: tuple[int, int],
+    images: Sequence[Pixels],
+    held: Sequence[Pixels],
+) -> Report:
+    """Write a file for one size or any, compare it with the model, and give it its name."""
+    network = Network(fuse(model, channels_last=False).cpu(), processor)
+    precision, free = processor.precision, processor.fixed_size is None
+    # a folder, since what is written may be several files that know their names
+    folder = temporary_name(path).with_suffix('')
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder)
+    try:
+        file = folder / path.name
+        with _one_line(f'this model can not be exported to {format} ({precision})', _OneSize):
+            module_of(FORMATS[format]).write(network, file, size, images)
+        with _one_line(f'{path} was not written', _OneSize):
+            run = load(file).run
+        pictures = [*held] if held else random_images(size, other_sizes=free)
+        if precision == 'fp16':
+            pictures += flat_images(size)
+        with _one_line(f'{path} was not written: it does not run at other sizes', _OneSize):
+            report = compare(model, run, processor, pictures)
         if not report.passes(precision):
-            raise UserError(f'{path} was not written: it differs from the model: {report}')
-        for file in files:
-            os.replace(file, path.with_suffix(file.suffix))
+            raise _OneSize(f'{path} was not written: it differs from the model: {report}')
+        # the weights get their names first
+        for item in sorted(folder.iterdir(), key=lambda item: item.name == path.name):
+            os.replace(item, path.with_name(item.name))
     finally:
-        for file in files:
-            file.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return report
 
 
+def _fixed_size(model: Any, processor: Processor, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Height and width of all inputs, where they are known."""
+    if not getattr(model, 'cfg', {}).get('test_pipeline'):
+        return size
+    resize = processor.resize or {}
+    if resize.get('keep_ratio', True) or resize.get('scale') is None:
+        return None
+    return processor.input_size(1, 1)
+
+
+def _held_out(images: list[Pixels]) -> tuple[list[Pixels], str]:
+    """Take images for the comparison out of those for calibration; what both are, in words.
+
+    UserError where they can not show a network's ranges: alike, or without any contrast.
+    """
+    distinct = len({(image.shape, image.tobytes()) for image in images})
+    contrast = float(np.mean([image.std() for image in images]))
+    if distinct < 2 or contrast < _FLAT:
+        raise UserError(
+            f'int8 can not be calibrated on {len(images)} images of which {distinct} differ, with '
+            f'a contrast of {contrast:.1f} grey levels (standard deviation); give some hundred of '
+            'the training data'
+        )
+    if len(images) < _FEW:
+        # none can be spared
+        held = [np.ascontiguousarray(image[:, ::-1]) for image in images[:_CHECKED]]
+        words = f'calibrated on {len(images)} images, {distinct} of them differ; compared mirrored'
+        return held, words
+    count = min(_CHECKED, len(images) // 4)
+    places = sorted({len(images) * (2 * i + 1) // (2 * count) for i in range(count)}, reverse=True)
+    held = [images.pop(place) for place in places]
+    return held, f'calibrated on {len(images)} others; {distinct} images in all differ'
+
+
 @contextmanager
-def _one_line(what: str) -> Iterator[None]:
+def _one_line(what: str, kind: type[UserError] = UserError) -> Iterator[None]:
     """Turn whatever decoders and exporters raise into a UserError of one line."""
     try:
         yield
@@ -108,4 +194,4 @@ def _one_line(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         lines = describe(error).strip().splitlines()
-        raise UserError(f'{what}: {lines[0]}') from error
+        raise kind(f'{what}: {lines[0]}') from error

@@ -1,43 +1,116 @@
-"""Images and label maps as arrays, whatever they come from."""
+"""Images and label maps as arrays, whatever they come from.
+
+What is not plain RGB means here what OpenCV, with which mmseg's test pipeline reads, makes of it;
+docs/deployment.md has the table.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from ssnet_mm.errors import UserError
 from ssnet_mm.limits import MAX_PIXELS, open_image
 from ssnet_mm.palette import voc_palette
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
-Labels = NDArray[np.uint8]  # (H, W), class indices
-ImageLike = str | os.PathLike[str] | Image.Image | Pixels
+Labels = NDArray[Any]  # uint8, or uint16 beyond 256 classes; (H, W), class indices
+ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | Pixels
+
+_MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
+_DEEP_GREY = ('PNG', 'PPM')  # formats whose grey values have 16 bits at most
+_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and of TIFF
+_ROWS = 1024  # converted at once, so that a large image is in memory no more than twice
 
 
-def read_image(path: str | os.PathLike[str], max_pixels: int | None = MAX_PIXELS) -> Pixels:
+def read_image(
+    source: str | os.PathLike[str] | BinaryIO, max_pixels: int | None = MAX_PIXELS
+) -> Pixels:
     """Read a file, upright as its metadata says; its decoder may raise anything.
 
     ValueError where it declares more than ``max_pixels``.
     """
-    with open_image(path, max_pixels) as image:
+    with open_image(source, max_pixels) as image:
         image.load()  # raises where the file is cut short
-        return to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(image)
 
 
-def to_rgb(image: Image.Image) -> Pixels:
-    """The pixels of a PIL image of any mode; 16 bits become 8."""
-    if image.mode.startswith('I;16'):  # which Pillow would clip
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return np.array(image.convert('RGB'))
+def to_rgb(image: Image.Image, upright: bool = True) -> Pixels:
+    """The pixels of a PIL image, by default turned as its EXIF data say; 16 bits become 8.
+
+    UserError where grey levels are not defined: 32-bit values, other colour spaces.
+    """
+    check_mode(image)
+    image.load()
+    opacity = image.format == 'TIFF' and image.mode == 'RGBA' and _bits(image) == 8
+    background = _background(image)
+    kind = image.format
+    if upright and image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for rows in bands_of_rows(image.height, _ROWS):
+        part = image.crop((0, rows.start, image.width, rows.stop))
+        if image.mode.startswith('I'):  # which Pillow would clip
+            pixels[rows] = (np.asarray(part) >> 8).astype(np.uint8)[..., None]
+        elif opacity:  # libtiff gives colours times opacity
+            values = np.asarray(part).astype(np.uint16)
+            pixels[rows] = (values[..., :3] * values[..., 3:] + 127) // 255
+        elif image.mode == 'CMYK' and kind == 'JPEG':  # as OpenCV's own formula does
+            ink = np.asarray(part).astype(np.uint16)
+            light = 255 - ink[..., 3:]
+            pixels[rows] = light - (ink[..., :3] * light >> 8)
+        else:
+            pixels[rows] = np.asarray(part.convert('RGB'))
+        if background is not None:
+            pixels[rows][np.asarray(part) == image.info['transparency']] = background
+    return pixels
+
+
+def check_mode(image: Image.Image) -> None:
+    """UserError where a PIL image's values have no 8-bit grey levels of a defined meaning."""
+    deep = image.mode.startswith('I;16') or (image.mode == 'I' and image.format in _DEEP_GREY)
+    if image.mode not in _MODES and not deep:
+        raise UserError(
+            f"values of Pillow's mode {image.mode} have no defined grey levels; convert the image "
+            'to 8 or 16 unsigned bits of grey or RGB'
+        )
+
+
+def _bits(image: Image.Image) -> int:
+    bits: Any = getattr(image, 'tag_v2', {}).get(_BITS_PER_SAMPLE, (8,))
+    return bits[0]
+
+
+def _background(image: Image.Image) -> list[int] | None:
+    """The colour that a GIF's transparent pixels have."""
+    transparent = image.info.get('transparency')
+    if image.format != 'GIF' or image.mode != 'P' or not isinstance(transparent, int):
+        return None
+    palette = image.getpalette() or []
+    start = 3 * image.info.get('background', 0)
+    return palette[start : start + 3] or None
 
 
 def full_palette(palette: Sequence[Sequence[int]], num_classes: int) -> NDArray[np.uint8]:
-    """RGB colours (256, 3): the given ones if there is one a class, then VOC's colour map."""
-    colours = voc_palette()
-    given = np.array(palette, np.uint8).reshape(-1, 3)[:256]
+    """RGB colours of 256 labels or more: those given if there is one a class, then VOC's."""
+    colours = np.resize(voc_palette(), (max(256, num_classes), 3))  # again from the start
+    given = np.array(palette, np.uint8).reshape(-1, 3)[: len(colours)]
     if len(given) >= num_classes:
         colours[: len(given)] = given
     return colours
+
+
+def label_type(num_classes: int) -> type[Any]:
+    """The smallest unsigned integer that holds so many labels."""
+    return np.uint8 if num_classes <= 256 else np.uint16
+
+
+def bands_of_rows(height: int, rows: int) -> Iterator[slice]:
+    """Slices of so many rows, down an image."""
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))

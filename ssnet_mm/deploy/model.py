@@ -5,26 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from mmengine.config import Config
 
+from ssnet_mm.deploy.device import check_device
 from ssnet_mm.engine.checkpoint import load_checkpoint
 from ssnet_mm.engine.config import build_segmentor, config_errors, config_meta, single_datasets
-from ssnet_mm.errors import UserError
 
-
-def check_device(device: str | None) -> str:
-    """A device that torch can use, or a UserError; None takes CUDA where there is some."""
-    count = torch.cuda.device_count()
-    if device is None:
-        return 'cuda:0' if count else 'cpu'
-    try:
-        parsed = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f'torch knows no device {device}; take cpu or cuda:0') from error
-    if parsed.type == 'cuda' and (parsed.index or 0) >= count:
-        raise UserError(f'device {device}: torch finds {count} CUDA devices here; take cpu')
-    return device
+__all__ = ['check_device', 'load_model', 'ready']
 
 
 def load_model(cfg: Config, checkpoint: str, device: str) -> Any:

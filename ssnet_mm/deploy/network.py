@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssnet_mm.deploy.processor import Processor
+from ssnet_mm.deploy.runtimes.session import NOT_FINITE
 from ssnet_mm.engine.config import swaps_channels
 from ssnet_mm.errors import UserError
 from ssnet_mm.models import CaffeFCN8Head
@@ -18,12 +19,18 @@ _LOADING = ('LoadImageFromFile', 'LoadImageFromNDArray', 'LoadAnnotations', 'Pac
 _READING = dict(color_type='color', imdecode_backend='cv2')
 
 
+def last_head(model: Any) -> Any:
+    """The head whose logits a segmentor gives: a cascade has several."""
+    head = model.decode_head
+    return head[-1] if isinstance(head, nn.ModuleList) else head
+
+
 def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32') -> Processor:
     """Read off a segmentor what surrounds its network.
 
     UserError where a processor can't tell that: sliding windows, padding, other transforms.
     """
-    preprocessor, head = model.data_preprocessor, model.decode_head
+    preprocessor, head = model.data_preprocessor, last_head(model)
     if model.test_cfg.get('mode', 'whole') != 'whole':
         raise UserError('sliding windows are not exported; set model.test_cfg.mode=whole')
     if getattr(preprocessor, 'test_cfg', None):
@@ -41,6 +48,11 @@ def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32'
         raise UserError(
             f'LoadImageFromFile of the test pipeline has {other}, and whoever runs an exported '
             f'file reads with {_READING}'
+        )
+    if end_to_end and head.num_classes > 256:
+        raise UserError(
+            f'an end-to-end file gives labels of 8 bits, and there are {head.num_classes} classes; '
+            'export without --end-to-end'
         )
     normalises = preprocessor._enable_normalize
     meta = getattr(model, 'dataset_meta', None) or {}
@@ -103,6 +115,8 @@ class Finish(nn.Module):
         self.processor = processor
 
     def forward(self, logits: Tensor, images: Tensor) -> Tensor:
+        # false for NaN too
+        finite = (logits.mean((1, 2, 3), keepdim=True).abs() < 1e30)[:, 0]  # (N, 1, 1)
         if self.processor.crops:
             logits = logits[:, :, : images.shape[1], : images.shape[2]]
         else:
@@ -110,8 +124,12 @@ class Finish(nn.Module):
             across = self._weights(logits.shape[3], images.shape[2])
             logits = down @ (logits @ across.t())
         if self.processor.threshold is None:
-            return logits.argmax(1).to(torch.uint8)
-        return (logits[:, 0].sigmoid() > self.processor.threshold).to(torch.uint8)
+            labels = logits.argmax(1).to(torch.uint8)
+        else:
+            labels = (logits[:, 0].sigmoid() > self.processor.threshold).to(torch.uint8)
+        if self.processor.num_classes > NOT_FINITE:
+            return labels
+        return torch.where(finite, labels, torch.full_like(labels, NOT_FINITE))
 
     def _weights(self, given: int, wanted: int) -> Tensor:
         """As the processor's matrix, (wanted, given), with sizes that may be symbols."""
@@ -125,6 +143,28 @@ class Finish(nn.Module):
         return (1 - (place[:, None] - taps).abs()).clamp(min=0)
 
 
+class MatrixPool(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as a matrix product in each direction.
+
+    Exporters know no such pooling where the sizes are free, or no multiples of the output's.
+    """
+
+    def __init__(self, output_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.output_size = output_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, across = (self._shares(x.shape[2 + i], self.output_size[i], x) for i in range(2))
+        return down @ (x @ across.t())
+
+    @staticmethod
+    def _shares(given: int, wanted: int, like: Tensor) -> Tensor:
+        """What each input has of each output, (wanted, given), with a size that may be a symbol."""
+        place, output = torch.arange(given), torch.arange(wanted)[:, None]
+        start, stop = output * given // wanted, ((output + 1) * given + wanted - 1) // wanted
+        return ((place >= start) & (place < stop)).to(like) / (stop - start).to(like)
+
+
 class Network(nn.Module):
     """What a file holds: a segmentor, fused and on the CPU; end to end all around it too.
 
@@ -134,6 +174,13 @@ class Network(nn.Module):
     def __init__(self, model: Any, processor: Processor) -> None:
         super().__init__()
         self.model = model
+        for parent in [*model.modules()]:
+            for name, part in parent.named_children():
+                if isinstance(part, nn.AdaptiveAvgPool2d):
+                    size = part.output_size
+                    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+                    if height and width and height * width > 1:
+                        setattr(parent, name, MatrixPool((height, width)))
         self.processor = processor
         self.prepare = Prepare(processor)
         self.finish = Finish(processor)

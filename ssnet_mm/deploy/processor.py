@@ -17,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ssnet_mm.deploy.images import Labels, Pixels, bands_of_rows, label_type
 from ssnet_mm.errors import UserError
 from ssnet_mm.limits import MAX_PIXELS, parse_json
 
 KEY = 'ssnet_mm'  # under which a file holds its processor
+Scale = float | tuple[int, int]  # a factor, or a (width, height) to fit into
 _ROWS = 128  # of full-size logits held at once
 _LARGEST = 1 << 16  # side of an image, or factor, of a resize
+_MOST_CLASSES = 1 << 16  # that labels of 16 bits tell apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Processor:
         palette: RGB colours, or empty.
         first_index: What index maps written to files hold for the first class: 1 where the data
             set's annotations do (``reduce_zero_label``).
+        fixed_size: Height and width of the only input that the file takes; ``None``: any.
     """
 
     num_classes: int
@@ -61,6 +65,7 @@ class Processor:
     classes: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     first_index: int = 0
+    fixed_size: tuple[int, int] | None = None
 
     def to_json(self) -> str:
         """One line of text."""
@@ -76,6 +81,7 @@ class Processor:
             for name in ('mean', 'std', 'classes'):
                 fields[name] = tuple(fields[name])
             fields['palette'] = tuple(tuple(colour) for colour in fields['palette'])
+            fields['fixed_size'] = tuple(fields.get('fixed_size') or ()) or None
             processor = cls(**fields)
             processor._check()
             return processor
@@ -89,7 +95,7 @@ class Processor:
         resize = self.resize or {}
         channels = (*self.mean, *self.std)
         sound = {
-            'num_classes': type(self.num_classes) is int and 2 <= self.num_classes <= 256,
+            'num_classes': type(self.num_classes) is int and 2 <= self.num_classes <= _MOST_CLASSES,
             'mean and std': len(self.mean) == len(self.std)
             and len(self.mean) in (0, 1, 3)
             and all(map(_is_number, channels))
@@ -105,11 +111,16 @@ class Processor:
             'threshold': self.threshold is None
             or (_is_number(self.threshold) and 0 < self.threshold < 1),
             'precision': type(self.precision) is str and len(self.precision) < 20,
-            'classes': len(self.classes) <= 256 and all(type(name) is str for name in self.classes),
-            'palette': len(self.palette) <= 256
+            'classes': len(self.classes) <= _MOST_CLASSES
+            and all(type(name) is str for name in self.classes),
+            'palette': len(self.palette) <= _MOST_CLASSES
             and all(
                 len(colour) == 3 and all(type(n) is int and 0 <= n < 256 for n in colour)
                 for colour in self.palette
+            ),
+            'fixed_size': self.fixed_size is None
+            or (
+                len(self.fixed_size) == 2 and all(type(n) is int and n > 0 for n in self.fixed_size)
             ),
             'first_index': self.first_index in (0, 1),
             'flags': all(
@@ -134,7 +145,7 @@ class Processor:
         factor = min(max(target) / max(height, width), min(target) / min(height, width))
         return int(height * factor + 0.5), int(width * factor + 0.5)
 
-    def resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def resized(self, image: Pixels) -> Pixels:
         """An image (H, W, 3) at the network's input size."""
         size = self.input_size(*image.shape[:2])
         if min(size) < 1 or prod(size) > max(MAX_PIXELS, prod(image.shape[:2])):
@@ -158,9 +169,22 @@ class Processor:
         """Images (N, H, W, 3) of the network's input size as what the file takes."""
         return images if self.end_to_end else self.normalised(images)
 
+    def at_input(self, logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """Logits (N, C, h, w) at the ``size`` of the network's input."""
+        if self.crops:
+            return logits[..., : size[0], : size[1]]
+        down, across = (_bilinear(logits.shape[2 + i], size[i], self.align_corners) for i in (0, 1))
+        return down @ (logits @ across.T)
+
+    def classes_of(self, logits: NDArray[np.float32]) -> Labels:
+        """Classes of logits (C, h, w)."""
+        if self.threshold is not None:
+            return (1 / (1 + np.exp(-logits[0])) > self.threshold).astype(np.uint8)
+        return logits.argmax(0).astype(label_type(self.num_classes))
+
     def labels(
         self, logits: NDArray[np.float32], size: tuple[int, int], original: tuple[int, int]
-    ) -> NDArray[np.uint8]:
+    ) -> Labels:
         """Classes of one image's logits (C, h, w), at the ``original`` (height, width).
 
         Logits go to the ``size`` of the network's input, then to the image's, as in mmseg. Both
@@ -173,13 +197,9 @@ class Processor:
             for i in range(2)
         )
         wide = logits.astype(np.float32, copy=False) @ across.T
-        labels = np.empty(original, np.uint8)
-        for top in range(0, original[0], _ROWS):
-            rows = down[top : top + _ROWS] @ wide
-            if self.threshold is None:
-                labels[top : top + _ROWS] = rows.argmax(0)
-            else:
-                labels[top : top + _ROWS] = 1 / (1 + np.exp(-rows[0])) > self.threshold
+        labels = np.empty(original, label_type(self.num_classes))
+        for rows in bands_of_rows(original[0], _ROWS):
+            labels[rows] = self.classes_of(down[rows] @ wide)
         return labels
 
 
@@ -192,7 +212,14 @@ def _pair(resize: dict[str, Any]) -> Any:
     return resize['scale_factor'] if scale is None else scale
 
 
-def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def rescaled(scale: Scale) -> dict[str, Any] | None:
+    """A Resize that keeps the ratio, as a processor has it; None for an image's own size."""
+    if isinstance(scale, (int, float)):
+        return None if scale == 1 else {'scale_factor': [scale, scale], 'keep_ratio': True}
+    return {'scale': list(scale), 'keep_ratio': True}
+
+
+def resize_image(image: Pixels, size: tuple[int, int]) -> Pixels:
     """Resize (H, W, 3) bilinearly and without smoothing, as OpenCV does, to a grey level."""
     height, width = size
     # an affine map, since Pillow's own resize smooths where it makes smaller

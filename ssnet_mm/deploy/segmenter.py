@@ -5,6 +5,8 @@ Exported models need numpy, Pillow and their own runtime here, neither torch nor
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 from collections.abc import Sequence
 from itertools import groupby
@@ -15,17 +17,20 @@ import numpy as np
 from PIL import Image
 
 from ssnet_mm.deploy import runtimes
-from ssnet_mm.deploy.images import ImageLike, Labels, Pixels, full_palette, to_rgb
-from ssnet_mm.errors import UserError
+from ssnet_mm.deploy.images import ImageLike, Labels, Pixels, bands_of_rows, full_palette
+from ssnet_mm.deploy.processor import Scale
+from ssnet_mm.deploy.tiling import make_tiling
+from ssnet_mm.errors import UserError, first_line
 from ssnet_mm.limits import MAX_PIXELS
 
-_ROWS = 128  # of an overlay mixed at once
+_ROWS = 256  # painted at once
 
 
 class Segmenter:
     """Segment images with a trained or an exported model.
 
-    Several threads may call one Segmenter.
+    Several threads may call one Segmenter. Pickled, it is the arguments it was made of, and loads
+    the model again where it is unpickled.
 
     Args:
         model: A config (a file, or mmengine's ``Config``), or what ``tools/export.py`` wrote:
@@ -40,15 +45,20 @@ class Segmenter:
             a CPU to lay out its weights for the kernels.
         precision: To compute in: ``'bf16'`` for a config or an ``.xml`` file of float32. The
             default is a file's own precision, and ``'fp32'`` for a config.
-        batch_size: How many images of one size, neighbours in a list, run at once.
         max_pixels: How many an image may have, for which files are asked before they are decoded;
             None for any number. An array may have any.
         trust: Take an exported model whatever is in it, a ``.pt2`` with code too.
+        batch_size: How many images of one size, neighbours in a list, or tiles run at once.
+        tile: Height and width of the overlapping tiles that an image goes through the network in,
+            for images that are too large at once. The logits are averaged where tiles overlap.
+        overlap: Of neighbouring tiles; the default is an eighth of the tile.
+        scale: Takes the place of the test pipeline's Resize: a factor of the image's own size (1
+            leaves it), or a (width, height) that it is fitted into with its ratio kept.
 
     Attributes:
         classes: Names of the classes, by label; empty where they are not known.
         palette: RGB colours of the classes, by label; empty where they are not known.
-        colours: What labels are drawn with, the palette or else VOC's: (256, 3), RGB.
+        colours: What labels are drawn with, the palette or else VOC's: RGB, 256 or more.
 
     Raises:
         UserError: A file is missing or unreadable, a runtime or device is not here, or the weights
@@ -76,6 +86,9 @@ class Segmenter:
         batch_size: int = 1,
         max_pixels: int | None = MAX_PIXELS,
         trust: bool = False,
+        tile: int | None = None,
+        overlap: int | None = None,
+        scale: Scale | None = None,
     ) -> None:
         for name, number in (
             ('threads', threads),
@@ -86,50 +99,92 @@ class Segmenter:
                 raise UserError(f'{name} must be at least 1, got {number}')
         self.batch_size = batch_size
         self.max_pixels = max_pixels
+        self.tiling = make_tiling(tile, overlap)
+        _check_scale(scale)
         self.session = _session(model, checkpoint, device, threads, fuse, precision, trust)
+        if scale is not None:
+            self.session = self.session.rescaled(scale)
+        largest = self.session.largest_input if self.tiling else None
+        if self.tiling and largest and largest <= self.tiling.size:
+            raise UserError(
+                f"the test pipeline's Resize makes images at most {largest} long, so that a tile "
+                f'of {tile} changes nothing; give scale=1 to keep the size of images'
+            )
+        self._made = functools.partial(
+            Segmenter, _absolute(model), _absolute(checkpoint), device=device, threads=threads,
+            fuse=fuse, precision=precision, batch_size=batch_size, max_pixels=max_pixels,
+            trust=trust, tile=tile, overlap=overlap, scale=scale,
+        )  # fmt: skip
         self.classes: tuple[str, ...] = self.session.classes
         self.palette: tuple[tuple[int, ...], ...] = self.session.palette
         self.colours = full_palette(self.palette, self.session.num_classes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the arguments; UserError where one is a session, which is of one process."""
+        if callable(self._made.args[0]):
+            raise UserError(
+                'a Segmenter of a session can not go to another process; make it of a config and a '
+                'checkpoint, or of an exported file'
+            )
+        return self._made, ()
 
     def __call__(self, image: ImageLike | Sequence[ImageLike]) -> Any:
         """Label one image, or each image of a list.
 
         Args:
-            image: A path, a PIL image, an RGB array (H, W, 3) of uint8; or a list of them.
+            image: A path, the bytes of a file, an open file, a PIL image, an RGB array (H, W, 3)
+                of uint8; or a list of them.
 
         Returns:
-            Class indices (H, W), uint8, at the image's own size; a list of them for a list.
+            Class indices (H, W) at the image's own size, uint8, or uint16 for more than 256
+            classes; a list of them for a list.
 
         Raises:
             UserError: Something is not such an image.
         """
         if not isinstance(image, (list, tuple)):
-            return self.session([self.pixels(image)])[0]  # type: ignore[arg-type]
+            return self([image])[0]  # type: ignore[list-item]
+        if self.tiling:
+            return [self._run([self.pixels(one)])[0] for one in image]
         found: list[Labels] = []
         for _, group in groupby([self.pixels(one) for one in image], key=lambda one: one.shape):
             alike = list(group)
             for i in range(0, len(alike), self.batch_size):
-                found += self.session(alike[i : i + self.batch_size])
+                found += self._run(alike[i : i + self.batch_size])
         return found
+
+    def _run(self, images: list[Pixels]) -> list[Labels]:
+        """Label maps of images of one size; UserError where the network can't have such a size."""
+        try:
+            if self.tiling:
+                return [self.session.tiled(i, self.tiling, self.batch_size) for i in images]
+            return self.session(images)
+        except UserError:
+            raise
+        except Exception as error:  # runtimes raise all kinds
+            height, width = images[0].shape[:2]
+            raise UserError(
+                f'the network fails on an image of {width}x{height} pixels: {first_line(error)}'
+            ) from error
 
     def pixels(self, image: ImageLike) -> Pixels:
         """An image as an RGB array (H, W, 3) of uint8; UserError if it is none."""
         if isinstance(image, (str, os.PathLike)):
-            try:
-                return self.session.read(Path(image), self.max_pixels)
-            except Exception as error:  # decoders raise all kinds
-                raise UserError(
-                    f'{os.fspath(image)} can not be read ({type(error).__name__}: {error})'
-                ) from error
+            return self._read(Path(image), os.fspath(image))
+        if isinstance(image, (bytes, bytearray, memoryview)):
+            return self._read(io.BytesIO(image), 'the image')
+        if hasattr(image, 'read') and not isinstance(image, Image.Image):
+            data = image.read()
+            if not isinstance(data, bytes):
+                raise UserError("an image file must be opened in binary mode: open(path, 'rb')")
+            return self._read(io.BytesIO(data), str(getattr(image, 'name', 'the image')))
         if isinstance(image, Image.Image):
-            if self.max_pixels is not None and image.width * image.height > self.max_pixels:
-                raise UserError(
-                    f'an image of {image.width}x{image.height} pixels, the limit is '
-                    f'{self.max_pixels:,}; set max_pixels'
-                )
-            return to_rgb(image)
+            return self._read(image, getattr(image, 'filename', '') or 'the image')
         if not isinstance(image, np.ndarray):
-            raise UserError(f'expected a path, a PIL image or an array, got {type(image).__name__}')
+            raise UserError(
+                f'expected a path, a PIL image or an array, got {type(image).__name__}; bytes of a '
+                'file and open files will do as well'
+            )
         bands = getattr(self.session, 'bands', ()) or (3,)
         if (
             image.dtype != np.uint8
@@ -142,6 +197,21 @@ class Segmenter:
                 f'{image.dtype} of shape {image.shape}'
             )
         return image
+
+    def _read(self, source: Any, name: str) -> Pixels:
+        """Pixels of a path, a stream or a PIL image; UserError where its decoder fails."""
+        try:
+            if not isinstance(source, Image.Image):
+                return self.session.read(source, self.max_pixels)
+            if self.max_pixels is not None and source.width * source.height > self.max_pixels:
+                raise UserError(
+                    f'{source.width}x{source.height} pixels, the limit is {self.max_pixels:,}; set '
+                    'max_pixels'
+                )
+            return self.session.convert(source)
+        except Exception as error:  # decoders raise all kinds
+            reason = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
+            raise UserError(f'{name} can not be read ({reason}{error})') from error
 
     def overlay(self, image: ImageLike, labels: Labels, opacity: float = 0.5) -> Image.Image:
         """Paint the labels' colours over the image.
@@ -156,15 +226,13 @@ class Segmenter:
         pixels = self.pixels(image)
         if labels.shape != pixels.shape[:2]:
             raise UserError(f'labels of shape {labels.shape} for an image of {pixels.shape[:2]}')
-        pixels = pixels[..., :3]  # of one band, which is repeated, of three, or of more
-        mixed = np.empty((*labels.shape, 3), np.uint8)
-        for top in range(0, len(labels), _ROWS):
-            rows = slice(top, top + _ROWS)
+        painted = Image.new('RGB', labels.shape[::-1])
+        for rows in bands_of_rows(len(labels), _ROWS):
             colours = self.colours[labels[rows]].astype(np.float32)
-            mixed[rows] = (
-                pixels[rows] * np.float32(1 - opacity) + colours * np.float32(opacity)
-            ).round()
-        return Image.fromarray(mixed)
+            grey = pixels[rows, :, :3]  # of one band, which is repeated, of three, or of more
+            blend = grey * np.float32(1 - opacity) + colours * np.float32(opacity)
+            painted.paste(Image.fromarray(blend.round().astype(np.uint8)), (0, rows.start))
+        return painted
 
 
 def _session(
@@ -178,11 +246,16 @@ def _session(
 ) -> Any:
     """What runs the model that a Segmenter is given."""
     if callable(model):  # a session already
+        given = {'checkpoint': checkpoint, 'device': device, 'threads': threads}
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise UserError(f'a session has its {unused[0]} already; leave it out')
         return model
     path = Path(model) if isinstance(model, (str, os.PathLike)) else None
     if path and runtimes.format_of(path):
         if checkpoint is not None:
             raise UserError(f'{path} holds its weights; leave {checkpoint} out')
+        if not fuse:
+            raise UserError(f'{path} is fused already; only a config runs unfused')
         return runtimes.load(path, device, threads, precision, trust)
     if path and path.suffix != '.py':
         raise UserError(
@@ -191,3 +264,17 @@ def _session(
     from ssnet_mm.deploy.runtimes import eager  # needs the toolbox
 
     return eager.load(model, checkpoint, device, threads, fuse, precision)
+
+
+def _absolute(path: Any) -> Any:
+    """A path that means the same in a process with another working directory."""
+    return os.path.abspath(path) if isinstance(path, (str, os.PathLike)) else path
+
+
+def _check_scale(scale: Scale | None) -> None:
+    if scale is None:
+        return
+    parts = (scale,) if isinstance(scale, (int, float)) else scale
+    sizes = not isinstance(scale, (int, float))
+    if min(parts) <= 0 or (sizes and (len(parts) != 2 or any(p != int(p) for p in parts))):
+        raise UserError(f'scale must be a factor above 0, or a (width, height); got {scale}')

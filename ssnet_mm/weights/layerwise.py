@@ -20,7 +20,6 @@ from torch import Tensor
 from ssnet_mm.constants import BN_EPS
 from ssnet_mm.errors import UserError
 from ssnet_mm.layers import SeparableConv2d
-from ssnet_mm.models import VGG16
 
 from .conversion import BACKBONE, HEAD, Conversion, Input
 from .initializer import input_of
@@ -37,10 +36,8 @@ def takes_fitting(net: Any, conversion: Conversion, factorize: bool) -> bool:
     """Whether weights are dense and of another kind than a VGG16, which has batch norm."""
     kernel, norm = f'{_STAGES}0.0.conv.weight', f'{_STAGES}0.0.bn.weight'
     without = norm not in conversion.state_dict
-    if not isinstance(net, VGG16):
-        return False
-    first: Any = net.stages[0]
-    return first[0].with_norm and kernel in conversion.state_dict and (without or factorize)
+    has_norm = norm.removeprefix(BACKBONE) in net.state_dict()
+    return has_norm and kernel in conversion.state_dict and (without or factorize)
 
 
 def fitted(

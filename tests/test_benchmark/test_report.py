@@ -5,7 +5,7 @@ from PIL import Image
 
 from ssnet_mm.benchmark import report
 from ssnet_mm.benchmark.layers import REST, LayerCost, LayerTimes, Machine
-from ssnet_mm.benchmark.rows import Result, Row, Settings
+from ssnet_mm.benchmark.rows import Result, Row, Settings, plan
 
 
 def result(runtime='torch', training=False, **changes):
@@ -83,3 +83,11 @@ def test_a_chart_has_a_bar_for_each_row():
     # the first row has two bars; the second row's latency is 20 of 50, its memory is the same
     runs = sorted(set(lengths) - {0})
     assert len(runs) >= 2 and runs[0] < runs[-1]
+
+
+def test_a_config_that_comes_twice_has_numbered_rows():
+    rows = plan(['a.py', 'b.py', 'a.py'], checkpoints=['x.pth', 'y.pth', 'z.pth'])
+    assert [row.name for row in rows] == ['a #1', 'b', 'a #2']
+    assert [Result(row, Settings()).to_dict()['checkpoint'] for row in rows] == [
+        'x.pth', 'y.pth', 'z.pth',
+    ]  # fmt: skip

@@ -1,5 +1,6 @@
 import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from torch import nn
 from ssnet_mm import build_model
 from ssnet_mm.deploy import export as module
 from ssnet_mm.deploy import runtimes
-from ssnet_mm.deploy.check import Report, compare, verify
+from ssnet_mm.deploy.check import Report, compare, flat_images, verify
 from ssnet_mm.deploy.export import export
 from ssnet_mm.deploy.model import load_model
-from ssnet_mm.deploy.network import make_processor
+from ssnet_mm.deploy.network import MatrixPool, make_processor
 from ssnet_mm.deploy.processor import Processor
 from ssnet_mm.deploy.runtimes import FORMATS
 from ssnet_mm.deploy.runtimes import onnx as onnx_runtime
@@ -120,7 +121,8 @@ def test_lower_precision_is_close_and_smaller(model, tmp_path, format, precision
         model, file, format, precision=precision, end_to_end=precision == 'int8', size=(64, 96),
         calibration=calibration,
     )  # fmt: skip
-    assert report.agreement > 0.9 and report.deviation > 0
+    # a random network's labels change with little, on images that it was not calibrated on
+    assert report.agreement > (0.7 if precision == 'int8' else 0.9) and report.deviation > 0
     names = [file.name, file.with_suffix('.bin').name] if format == 'openvino' else [file.name]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
     if precision == 'int8':
@@ -274,13 +276,14 @@ class Unknown(nn.Module):
         return x + torch.linalg.matrix_exp(x[..., :2, :2]).sum()
 
 
-def test_a_layer_that_can_not_be_exported_is_one_line(model, tmp_path):
+def test_a_layer_that_can_not_be_exported_is_one_line(model, tmp_path, capfd):
     need('onnx')
     broken = copy.deepcopy(model)
     broken.backbone.stages[0].append(Unknown())
     with pytest.raises(UserError, match='can not be exported to onnx .*matrix_exp') as raised:
         export(broken, tmp_path / 'a.onnx', 'onnx', size=(64, 96))
     assert '\n' not in str(raised.value) and not list(tmp_path.iterdir())
+    assert capfd.readouterr().out == ''  # nor a graph of thousands of lines
 
 
 @pytest.mark.skipif(not OLD_TORCH, reason='this torch exports any size')
@@ -347,3 +350,151 @@ def test_the_tool_writes_checks_and_verifies(tool, tiny, tiny_data, tmp_path, ca
         with pytest.raises(SystemExit, match='^2$'):
             tool('export').main([*args, *changes])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('given', [(12, 20), (7, 3), (2, 2)])
+def test_pooling_to_a_size_is_a_matrix_product(given):
+    x = torch.randn(2, 3, *given)
+    for size in ((3, 5), (6, 6), (1, 2)):
+        expected = nn.functional.adaptive_avg_pool2d(x, size)
+        torch.testing.assert_close(MatrixPool(size)(x), expected)
+
+
+class OneSize(nn.Module):
+    """A layer that an exporter ties to the sizes that it saw."""
+
+    def forward(self, x):
+        return x + torch.ones(x.shape[2:].numel()).view(int(x.shape[2]), -1)[None, None]
+
+
+@pytest.fixture
+def one_size(model, tiny_config):
+    made = copy.deepcopy(model)
+    made.backbone.stages[0].append(OneSize())
+    resize = 'test_pipeline[1:1] = [dict(type="Resize", scale=(48, 40), keep_ratio={})]'
+    made.fixed, made.free = (load_config(tiny_config(resize.format(k))) for k in (False, True))
+    return made
+
+
+def test_a_network_of_one_size_is_exported_where_resize_fixes_it(one_size, tmp_path):
+    need('onnx')
+    one_size.cfg = one_size.free
+    with pytest.raises(UserError, match='a network of one size is exported where Resize'):
+        export(one_size, tmp_path / 'a.onnx', 'onnx', size=(64, 96))
+    assert not list(tmp_path.glob('*.onnx'))
+    one_size.cfg = one_size.fixed
+    report = export(one_size, tmp_path / 'a.onnx', 'onnx', size=(64, 96))
+    assert report.images == 'images of 40x48' and '40x48 pixels alone' in str(report)
+    session = runner(tmp_path / 'a.onnx')
+    assert session.processor.fixed_size == (40, 48)
+    assert session([images(1, 90, 70)[0]])[0].shape == (90, 70)
+    with pytest.raises(UserError, match='takes 40x48 pixels alone, not 90x70'):
+        session.rescaled(1)([images(1, 90, 70)[0]])
+
+
+@pytest.mark.parametrize('format', ['onnx', 'openvino'])
+def test_weights_of_another_export_are_refused(model, tmp_path, monkeypatch, format):
+    need(format)
+    monkeypatch.setattr(onnx_runtime, '_LIMIT', 1000)  # as if they were above 2 GiB
+    suffix, beside = FORMATS[format].suffix, '.bin' if format == 'openvino' else '.onnx.data'
+    other = copy.deepcopy(model)
+    for weight in other.backbone.parameters():
+        weight.data *= 1.1
+    for name, net in (('a', model), ('b', other)):
+        export(net, tmp_path / f'{name}{suffix}', format, size=(40, 48))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [f'a{suffix}', f'a{beside}', f'b{suffix}', f'b{beside}']
+    )
+    assert runner(tmp_path / f'a{suffix}')([images(1, 33, 47)[0]])
+    (tmp_path / f'b{beside}').replace(tmp_path / f'a{beside}')
+    with pytest.raises(UserError, match=f'a{beside} does not hold the weights that .*a{suffix} wa'):
+        runner(tmp_path / f'a{suffix}')
+
+
+def test_calibration_on_nothing_is_refused(model, tmp_path):
+    black = [np.zeros((40, 48, 3), np.uint8)] * 9
+    nearly = [np.full((40, 48, 3), 100 + i, np.uint8) for i in range(9)]
+    for calibration, differ in ((black, 1), (nearly, 9)):
+        with pytest.raises(
+            UserError, match=f'calibrated on 9 images of which {differ} differ, wit'
+        ):
+            export(
+                model, tmp_path / 'a.onnx', 'onnx', precision='int8', calibration=calibration
+            )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_is_compared_on_images_that_it_was_not_calibrated_on():
+    given = [images(1, 40 + i, 48)[0] for i in range(20)]
+    left = list(given)
+    held, words = module._held_out(left)
+    assert len(held) == 4 and len(left) == 16 and len({i.shape for i in held + left}) == 20
+    assert words == 'calibrated on 16 others; 20 images in all differ'
+    few = given[:3]
+    held, words = module._held_out(few)
+    assert len(few) == 3 and 'compared mirrored' in words
+    np.testing.assert_array_equal(held[0], given[0][:, ::-1])
+
+
+def test_flat_images_are_what_noise_is_not():
+    (batch,) = flat_images((30, 40))
+    assert [image.mean() for image in batch[:2]] == [0, 255]
+    assert batch[2, 0].min() == 250 and batch[2, -1].max() == 0
+    assert batch[3, 0].max() == 0 and batch[3, -1].min() == 250
+
+
+def test_fp16_that_overflows_on_pictures_is_refused(model, tmp_path):
+    if OLD_TORCH:
+        pytest.skip('torch 2.12 ties the file to sizes like the example')
+    wide = copy.deepcopy(model)
+    first, second = wide.backbone.stages[0]
+    # grey is nothing, and white all
+    first.norm.bias.data.fill_(0)
+    first.conv.pointwise.weight.data.mul_(0).add_(2000)
+    first.conv.depthwise.weight.data.fill_(1)
+    second.conv.pointwise.weight.data.mul_(1e-6)
+    with pytest.raises(UserError, match='NaN or infinity|differs from the model'):
+        export(
+            wide, tmp_path / 'a.pt2', 'torch-export', precision='fp16', end_to_end=True,
+            size=(40, 48),
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_of_a_broken_network_are_no_class(model, tmp_path):
+    need('onnx')
+    export(model, tmp_path / 'a.onnx', 'onnx', end_to_end=True, size=(40, 48))
+    broken = copy.deepcopy(model)
+    network = module.Network(broken, make_processor(broken, True))
+    assert network(torch.zeros(1, 40, 48, 3, dtype=torch.uint8)).max() < 5
+    broken.decode_head.scores[0].pointwise.bias.data[0] = float('nan')
+    assert (network(torch.zeros(1, 40, 48, 3, dtype=torch.uint8)) == 255).all()
+
+
+def test_labels_of_more_than_8_bits_are_not_exported_end_to_end():
+    many = build_model(257, conv_type='ds', base_channels=2, fc_channels=4)
+    assert make_processor(many).num_classes == 257
+    with pytest.raises(UserError, match='labels of 8 bits, and there are 257 classes'):
+        make_processor(many, end_to_end=True)
+
+
+def test_an_exported_segmenter_can_be_pickled(model, tmp_path):
+    need('onnx')
+    from ssnet_mm.deploy import Segmenter
+
+    export(model, tmp_path / 'a.onnx', 'onnx', size=(40, 48))
+    segment = Segmenter(tmp_path / 'a.onnx', tile=32, batch_size=2)
+    other = pickle.loads(pickle.dumps(segment))
+    assert other.tiling == segment.tiling and other.batch_size == 2
+    image = images(1, 50, 70)[0]
+    np.testing.assert_array_equal(other(image), segment(image))
+
+
+def test_devices_and_folders_that_are_not_there(model, tmp_path):
+    need('onnx')
+    export(model, tmp_path / 'a.onnx', 'onnx', size=(40, 48))
+    for device in ('cpu:x', 'cpu:1', 'cuda:x', 'gpu'):
+        with pytest.raises(UserError, match=f'device {device}: onnxruntime has no such provider'):
+            runtimes.load(tmp_path / 'a.onnx', device)
+    with pytest.raises(UserError, match="can't make the folder .*a.onnx"):
+        export(model, tmp_path / 'a.onnx' / 'b.onnx', 'onnx', size=(40, 48))

@@ -282,3 +282,224 @@ def test_a_window_shows_the_frames_and_q_ends_it(red, video, tmp_path, monkeypat
 def test_sources_that_are_videos():
     assert all(map(predict.is_video, ('0', 'a.mp4', 'in/b.AVI', Path('c.mkv'))))
     assert not any(map(predict.is_video, ('-', 'a.jpg', 'folder', '-1')))
+
+
+def test_what_a_folder_holds_beside_images_is_said(pictures, capsys):
+    for name in ('b.jfif', 'c.gif', 'd.JPE', 'e.ppm'):
+        (pictures / name).touch()
+    (pictures / 'gone.jpg').symlink_to(pictures / 'nowhere.jpg')
+    (pictures / 'notes.txt').touch()
+    (pictures / 'below').mkdir()
+    found = [p.name for p in predict.find_images(pictures)]
+    assert found == ['a.png', 'b.PNG', 'b.jfif', 'c.gif', 'd.JPE', 'e.ppm', 'gone.jpg']
+    said = capsys.readouterr().err
+    assert said == f'2 in {pictures} left out, no images by their names: below/, notes.txt\n'
+
+
+def test_a_broken_link_is_named_and_the_others_are_done(red, pictures, tmp_path):
+    (pictures / 'gone.jpg').symlink_to(pictures / 'nowhere.jpg')
+    (failure,) = predict.predict_images(red, predict.find_images(pictures), tmp_path / 'out')
+    assert 'gone.jpg can not be read (FileNotFoundError' in failure
+    assert len(list((tmp_path / 'out' / 'index').iterdir())) == 2
+
+
+def test_names_too_long_or_not_text(red, tmp_path, capsys):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    names = [b'b' * 248 + b'.png', b'b' * 248 + b'.bmp', b'caf\xe9.png']
+    for name in names:
+        with open(os.path.join(os.fsencode(folder), name), 'wb') as file:
+            Image.new('RGB', (6, 4)).save(file, 'PNG' if name.endswith(b'g') else 'BMP')
+    images = predict.find_images(folder)
+    assert predict.predict_images(red, images, tmp_path / 'out') == []
+    written = os.listdir(os.fsencode(tmp_path / 'out' / 'index'))
+    assert len(written) == 3 and max(map(len, written)) <= 255
+    listing = tmp_path / 'list'
+    listing.write_bytes(b'in/caf\xe9.png\n')
+    with open(listing, encoding='utf-8') as file:
+        assert predict.find_images('-', file) == [Path(os.fsdecode(b'in/caf\xe9.png'))]
+    with pytest.raises(UserError, match='OpenCV opens no name that is not UTF-8'):
+        predict.predict_video(red, folder / os.fsdecode(b'caf\xe9.png'), tmp_path / 'out')
+
+
+def test_many_images_come_out_in_order_in_batches_and_few_at_a_time(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(predict, '_HELD', 5 * 3 * 4 * 6)
+    batches, held, most = [], set(), 0
+
+    def run(images):
+        batches.append(len(images))
+        return (images[..., 0] > 100).astype(np.uint8)
+
+    segment = Segmenter(Session(run, Processor(2, end_to_end=True)), batch_size=2)
+    read = segment.pixels
+
+    def counted(path):
+        nonlocal most
+        held.add(path.name)
+        most = max(most, len(held))
+        return read(path)
+
+    monkeypatch.setattr(segment, 'pixels', lambda x: counted(x) if isinstance(x, Path) else read(x))
+    write = predict.write_result
+
+    def written(path, data):
+        write(path, data)
+        if path.parent.name == 'index':
+            held.discard(path.name)
+
+    monkeypatch.setattr(predict, 'write_result', written)
+    for i in range(20):
+        Image.new('RGB', (6, 4), (200 * (i % 2), 0, 0)).save(tmp_path / f'{i:02}.png')
+    (tmp_path / '07.png').write_text('nothing')
+    failures = predict.predict_images(segment, predict.find_images(tmp_path), tmp_path / 'out')
+    assert len(failures) == 1 and '07.png' in failures[0]
+    for i in set(range(20)) - {7}:
+        found = np.array(Image.open(tmp_path / 'out' / 'index' / f'{i:02}.png'))
+        assert (found == i % 2).all()
+    assert sum(batches) == 19 and max(batches) == 2 and most <= 6
+    assert '[20/20]' in capsys.readouterr().err
+
+
+def test_one_bad_image_of_a_batch_costs_no_other(tmp_path):
+    def run(images):
+        if (images == 77).any():
+            raise RuntimeError('no memory')
+        return images[..., 0]
+
+    segment = Segmenter(Session(run, Processor(256, end_to_end=True)), batch_size=3)
+    for i in range(3):
+        Image.new('RGB', (6, 4), (76 + i, 0, 0)).save(tmp_path / f'{i}.png')
+    (failure,) = predict.predict_images(segment, predict.find_images(tmp_path), tmp_path / 'out')
+    assert '1.png' in failure and 'no memory' in failure
+    assert sorted(p.name for p in (tmp_path / 'out' / 'index').iterdir()) == ['0.png', '2.png']
+
+
+def test_indices_beyond_a_palette_are_16_bit_grey(red, tmp_path):
+    for classes, first in ((300, 0), (256, 1)):
+        top = classes - 1
+
+        def run(planes, top=top, classes=classes):
+            logits = np.zeros((1, classes, *planes.shape[2:]), np.float32)
+            logits[:, top] = 1
+            return logits
+
+        segment = Segmenter(Session(run, Processor(classes, first_index=first)))
+        Image.new('RGB', (6, 4)).save(tmp_path / 'a.png')
+        assert predict.predict_images(segment, [tmp_path / 'a.png'], tmp_path / 'out') == []
+        assert (np.array(Image.open(tmp_path / 'out' / 'index' / 'a.png')) == top + first).all()
+
+
+def test_output_below_a_file_is_refused(red, pictures, video, tmp_path):
+    with pytest.raises(UserError, match='a.png is a file; choose another folder'):
+        predict.check_output(pictures / 'a.png' / 'out', 0.5)
+    with pytest.raises(UserError, match="can't make the folder .*a.png/out: Not a directory"):
+        predict.predict_video(red, video, pictures / 'a.png' / 'out')
+
+
+def write_video(path, count, size=(64, 48)):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'MJPG'), 10.0, size)
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        writer.write(rng.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8))
+    writer.release()
+    return path
+
+
+def test_a_video_cut_short_is_said(red, tmp_path, capsys):
+    whole = write_video(tmp_path / 'whole.avi', 20)
+    (tmp_path / 'cut.avi').write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    assert predict.predict_video(red, whole, tmp_path / 'out')[0] == 20
+    assert capsys.readouterr().err == ''
+    count, _ = predict.predict_video(red, tmp_path / 'cut.avi', tmp_path / 'out')
+    assert 0 < count < 20
+    assert f'announces 20 frames, {count} could be read' in capsys.readouterr().err
+    assert predict.predict_video(red, whole, tmp_path / 'out', limit=3)[0] == 3
+    assert capsys.readouterr().err == ''
+
+
+class Frames:
+    """A video of frames of some sizes, at some times in milliseconds."""
+
+    def __init__(self, sizes, times=()):
+        self.sizes, self.times, self.place = sizes, times, -1
+
+    def read(self):
+        self.place += 1
+        if self.place == len(self.sizes):
+            return False, None
+        return True, np.full((*self.sizes[self.place], 3), 99, np.uint8)
+
+    def get(self, what):
+        if what == cv2.CAP_PROP_POS_MSEC:
+            return self.times[self.place] if self.times else 100.0 * self.place
+        return {cv2.CAP_PROP_FPS: 10.0, cv2.CAP_PROP_FRAME_COUNT: len(self.sizes)}[what]
+
+    def release(self):
+        pass
+
+
+@pytest.fixture
+def frames(red, tmp_path, monkeypatch):
+    (tmp_path / 'a.mp4').touch()
+
+    def run(*args):
+        with monkeypatch.context() as patch:
+            patch.setattr(cv2, 'VideoCapture', lambda _: Frames(*args))
+            return predict.predict_video(red, tmp_path / 'a.mp4', tmp_path / 'out')
+
+    return run
+
+
+def test_odd_sizes_lose_no_row_and_no_column(frames, capsys):
+    count, file = frames([(47, 63)] * 3)
+    assert count == 3 and cv2.VideoCapture(str(file)).read()[1].shape == (48, 64, 3)
+    assert 'has 64x48 pixels, an even size: the last row or column of 63x47' in (
+        capsys.readouterr().err
+    )
+
+
+def test_frames_of_varying_rate_or_size_are_said(frames, tmp_path, capsys):
+    assert frames([(48, 64)] * 5, [0, 100, 200, 900, 1000])[0] == 5
+    assert 'frames at varying intervals; ' in capsys.readouterr().err
+    with pytest.raises(UserError, match='change from 64x48 to 32x24 after 2; bring the video to'):
+        frames([(48, 64), (48, 64), (24, 32)])
+    assert [p.name for p in (tmp_path / 'out').iterdir()] == ['a.mp4']
+
+
+def test_a_video_that_the_disk_has_no_room_for_keeps_the_old_one(red, tmp_path, monkeypatch):
+    source = write_video(tmp_path / 'a.avi', 12)
+    _, file = predict.predict_video(red, source, tmp_path / 'out', limit=2)
+    before = file.read_bytes()
+    count = predict._frames_of_mp4
+
+    def cut_short(path):
+        os.truncate(path, path.stat().st_size - 100)
+        return count(path)
+
+    assert count(file) == 2
+    monkeypatch.setattr(predict, '_frames_of_mp4', cut_short)
+    with pytest.raises(UserError, match='not written: 0 of 12 frames could be; is the disk full'):
+        predict.predict_video(red, source, tmp_path / 'out')
+    assert file.read_bytes() == before and len(list((tmp_path / 'out').iterdir())) == 1
+
+
+def test_folders_are_neither_cameras_nor_videos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('2012', 'frames.mov'):
+        assert predict.is_video(name)
+        (tmp_path / name).mkdir()
+        assert not predict.is_video(name)
+    assert all(predict.is_video(f'a{suffix}') for suffix in ('.mpg', '.wmv', '.flv', '.TS'))
+
+
+@pytest.mark.parametrize(
+    ('model', 'source', 'option', 'message'),
+    [
+        ('a.onnx', 'in', ['--cfg-options', 'a=1'], '--cfg-options changes a config, and a.onnx is'),
+        ('a.onnx', 'in', ['--no-fuse'], '--no-fuse runs a config, and a.onnx is none'),
+        ('a.onnx', 'in', ['--show'], '--show shows frames of a video, and in is none'),
+        ('a.onnx', 'in', ['--limit', '3'], '--limit counts frames of a video, and in is none'),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(fails, tmp_path, model, source, option, message):
+    assert message in fails('predict', model, source, '--out-dir', tmp_path / 'out', *option)

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
+from PIL import Image
 
 from ssnet_mm.deploy.fusion import fuse as fuse_layers
-from ssnet_mm.deploy.images import Labels, Pixels
+from ssnet_mm.deploy.images import Labels, Pixels, check_mode, label_type, to_rgb
 from ssnet_mm.deploy.model import check_device, load_model
+from ssnet_mm.deploy.network import last_head
 from ssnet_mm.deploy.precision import compute_in_bfloat16, pack_weights
+from ssnet_mm.deploy.processor import Scale, rescaled
+from ssnet_mm.deploy.tiling import Tiling, Window, label_tiles
 from ssnet_mm.engine.config import load_config
 from ssnet_mm.engine.samples import image_bands
 from ssnet_mm.errors import UserError
 from ssnet_mm.limits import MAX_PIXELS, open_image
 
-from .session import check_process
+from .session import check_process, not_finite
+
+_BY_NAME = ('tifffile',)  # backends of LoadImageFromFile that read what Pillow does not
 
 
 class TorchSession:
@@ -39,9 +47,14 @@ class TorchSession:
         self.model = model
         init_default_scope(model.cfg.get('default_scope', 'mmseg'))
         load, *rest = model.cfg.test_pipeline
-        kept = [t for t in rest if t['type'] != 'LoadAnnotations']
-        self.pipeline = Compose([dict(load, type='LoadImageFromNDArray'), *kept])
-        self.load = Compose([{k: v for k, v in load.items() if k != 'to_float32'}])
+        self.transforms = [t for t in rest if t['type'] != 'LoadAnnotations']
+        self.from_array = dict(
+            type='LoadImageFromNDArray', to_float32=load.get('to_float32', False)
+        )
+        self.pipeline = Compose([self.from_array, *self.transforms])
+        self.loader = load
+        self.own_loader = load['type'].rpartition('.')[2] != 'LoadImageFromFile'
+        self.load = Compose([load if self.own_loader else dict(load, to_float32=False)])
         meta = model.dataset_meta or {}
         self.classes = tuple(meta.get('classes') or ())
         self.palette = tuple(tuple(colour) for colour in meta.get('palette') or ())
@@ -49,29 +62,113 @@ class TorchSession:
         self.first_index = int(bool(meta.get('reduce_zero_label')))
         self.bands = image_bands(model)
 
-    def read(self, path: Path, max_pixels: int | None = MAX_PIXELS) -> Pixels:
+    def read(self, source: Path | BinaryIO, max_pixels: int | None = MAX_PIXELS) -> Pixels:
         """Read as the config's pipeline does, after Pillow has seen that the file is whole."""
-        with open_image(path, max_pixels) as image:
-            image.load()  # raises where the file is cut short; OpenCV 4 fills in grey and goes on
-        pixels = np.atleast_3d(self.load({'img_path': str(path)})['img'])
+        flag = self.loader.get('color_type', 'color')
+        backend = self.loader.get('imdecode_backend', 'cv2')
+        if not self.own_loader and backend not in _BY_NAME:
+            with open_image(source, max_pixels) as image:
+                image.load()  # raises where the file is cut short; OpenCV 4 goes on with grey
+                if flag != 'unchanged':
+                    check_mode(image)
+        if isinstance(source, Path):
+            pixels = self.load({'img_path': str(source)})['img']
+        elif self.own_loader:
+            raise UserError(f'{self.loader["type"]} of the test pipeline reads paths only')
+        else:
+            source.seek(0)
+            pixels = mmcv.imfrombytes(source.read(), flag=flag, backend=backend)
+        pixels = np.atleast_3d(pixels)
         if pixels.dtype != np.uint8:
-            raise ValueError(f'{pixels.dtype} values, where 8 bits are expected')
+            raise UserError(f'{pixels.dtype} values, where 8 bits are expected')
         return _swapped(pixels)
+
+    def convert(self, image: Image.Image) -> Pixels:
+        """A PIL image with the bands, and turned, as the config's pipeline reads files."""
+        flag = self.loader.get('color_type', 'color')
+        kept = flag == 'unchanged' and image.mode in ('L', 'RGBA')
+        if flag.startswith('grayscale') or kept:
+            mode = image.mode if kept else 'L'
+            grey = image if kept else Image.fromarray(to_rgb(image, 'ignore' not in flag))
+            return np.atleast_3d(np.array(grey.convert(mode)))
+        return to_rgb(image, flag not in ('unchanged', 'color_ignore_orientation'))
+
+    def rescaled(self, scale: Scale) -> TorchSession:
+        """The same network for images of another size than the test pipeline's."""
+        resizes = [t['type'] for t in self.transforms if 'Resize' in t['type']]
+        if resizes not in ([], ['Resize']):
+            raise UserError(
+                f'scale takes the place of one Resize, and the test pipeline has {resizes}'
+            )
+        found = rescaled(scale)
+        resize = [{'type': 'Resize', **{k: _pair(v) for k, v in found.items()}}] if found else []
+        made = copy.copy(self)
+        made.transforms = [*resize, *(t for t in self.transforms if t['type'] != 'Resize')]
+        made.pipeline = Compose([self.from_array, *made.transforms])
+        return made
+
+    @property
+    def largest_input(self) -> int | None:
+        """The longest side that the network's input can have; None: any."""
+        scales = [t.get('scale') for t in self.transforms if t['type'] == 'Resize']
+        return max(scales[0]) if scales and isinstance(scales[0], (list, tuple)) else None
 
     def __call__(self, images: list[Pixels]) -> list[Labels]:
         """Label maps of images of one size."""
         check_process(self.process, torch.get_num_threads())
-        for image in images:
-            if self.bands and image.shape[2] not in self.bands:
-                raise UserError(
-                    f'an image of {image.shape[2]} bands, the network takes {self.bands[0]}; see '
-                    'color_type of LoadImageFromFile in the test pipeline'
-                )
-        # a single band has no axis of its own where OpenCV reads it
-        bgr = [_swapped(i) if i.shape[2] > 1 else i[..., 0] for i in images]
+        data = pseudo_collate([self._packed(image) for image in images])
         with torch.no_grad():
-            results = self.model.test_step(pseudo_collate([self.pipeline({'img': b}) for b in bgr]))
-        return [r.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8) for r in results]
+            results = self.model.test_step(data)
+        for result in results:
+            if not torch.isfinite(result.seg_logits.data.sum()):
+                raise not_finite()
+        kind = label_type(self.num_classes)
+        return [r.pred_sem_seg.data[0].cpu().numpy().astype(kind) for r in results]
+
+    def tiled(self, image: Pixels, tiling: Tiling, batch_size: int) -> Labels:
+        """The label map of an image that goes through the network in tiles."""
+        check_process(self.process, torch.get_num_threads())
+        preprocessor = self.model.data_preprocessor
+        if getattr(preprocessor, 'test_cfg', None):
+            raise UserError('a data_preprocessor that pads test images (test_cfg) takes no tiles')
+        inputs = self._packed(image)['inputs']
+
+        def run(windows: list[Window]) -> Any:
+            tiles = [inputs[:, window.rows, window.columns] for window in windows]
+            with torch.no_grad():
+                batch = preprocessor({'inputs': tiles}, False)['inputs']
+                metas = [{'img_shape': batch.shape[2:]} for _ in tiles]
+                logits = self.model.encode_decode(batch, metas).float().cpu().numpy()
+            if not np.isfinite(logits).all():
+                raise not_finite()
+            return logits
+
+        head = last_head(self.model)
+
+        def classes_of(logits: Any) -> Any:
+            if head.out_channels == 1:
+                return 1 / (1 + np.exp(-logits[0])) > head.threshold
+            return logits.argmax(0)
+
+        return label_tiles(
+            run, tiling, batch_size, tuple(inputs.shape[1:]), image.shape[:2],
+            np.empty(image.shape[:2], label_type(self.num_classes)),
+            classes_of, self.model.align_corners,
+        )  # fmt: skip
+
+    def _packed(self, image: Pixels) -> Any:
+        """What the pipeline makes of an image."""
+        if self.bands and image.shape[2] not in self.bands:
+            raise UserError(
+                f'an image of {image.shape[2]} bands, the network takes {self.bands[0]}; see '
+                'color_type of LoadImageFromFile in the test pipeline'
+            )
+        # a single band has no axis of its own where OpenCV reads it
+        return self.pipeline({'img': _swapped(image) if image.shape[2] > 1 else image[..., 0]})
+
+
+def _pair(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _swapped(image: Pixels) -> Pixels:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
-from ssnet_mm.errors import UserError, quiet, require
+from ssnet_mm.errors import UserError, first_line, quiet, require
 
 from .onnx_file import check_onnx
-from .session import Session, check_precision
+from .session import Session, check_precision, check_weights, digest
 
 OPSET = 17
 _FOLDED_AT_MOST = 64 << 20  # bytes of a constant that is computed while loading
+WEIGHTS = f'{KEY}_weights'  # under which a file holds the digest of the file beside it
+_LIMIT = 2**31 - 2**24  # bytes of weights that a file holds itself: protobuf's limit is 2 GiB
 _PROVIDERS = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}
 
 
@@ -42,7 +45,8 @@ def load(
         options.intra_op_num_threads = threads
     kind, _, index = (device or 'cpu').partition(':')
     provider = _PROVIDERS.get(kind)
-    if provider is None or provider not in ort.get_available_providers():
+    known = provider in ort.get_available_providers()
+    if not known or (index and (kind == 'cpu' or not index.isdecimal())):
         raise UserError(f'device {device}: onnxruntime has no such provider here; take cpu')
     chosen = (provider, {'device_id': int(index or 0)}) if kind == 'cuda' else provider
     if not trust:
@@ -50,9 +54,11 @@ def load(
     try:
         session = ort.InferenceSession(os.fspath(path), options, providers=[chosen])
     except Exception as error:  # onnxruntime's exceptions share no public base
-        raise UserError(f'{path} is not a readable ONNX model: {error}') from error
-    text = session.get_modelmeta().custom_metadata_map.get(KEY)
-    processor = Processor.from_json(text, path)
+        raise UserError(f'{path} is not a readable ONNX model: {first_line(error)}') from error
+    notes = session.get_modelmeta().custom_metadata_map
+    processor = Processor.from_json(notes.get(KEY), path)
+    if WEIGHTS in notes:
+        check_weights(path, _beside(path), notes[WEIGHTS])
     check_precision(path, processor, precision)
     name = session.get_inputs()[0].name
     return Session(lambda batch: session.run(None, {name: batch})[0], processor)
@@ -62,7 +68,7 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
     """Write a file; see :mod:`ssnet_mm.deploy.runtimes`."""
     onnx = require('onnx', 'onnx', 'this export')
     processor = network.processor
-    model = onnx.load_from_string(graph(network, size))
+    model = graph(network, size)
     if processor.precision == 'fp16':
         float16 = require('onnxruntime.transformers.float16', 'onnxruntime', 'this export')
         # float32 goes in and comes out
@@ -83,36 +89,76 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
                 extra_options={'ActivationSymmetric': False, 'WeightSymmetric': True},
             )
         model = onnx.load(path)
-    onnx.helper.set_model_props(model, {KEY: processor.to_json()})
-    onnx.save_model(model, path)
+    notes = {KEY: processor.to_json()}
+    onnx.helper.set_model_props(model, notes)
+    save(model, path)
+    if _beside(path).exists():
+        model = onnx.load(path, load_external_data=False)
+        onnx.helper.set_model_props(model, {**notes, WEIGHTS: digest(_beside(path))})
+        onnx.save_model(model, path)
 
 
-def graph(network: Any, size: tuple[int, int]) -> bytes:
-    """The network in ONNX's format, for any batch, height and width."""
+def save(model: Any, path: Path) -> None:
+    """Write a model; weights too large for one file go beside it."""
+    onnx = require('onnx', 'onnx', 'this export')
+    large = sum(len(weight.raw_data) for weight in model.graph.initializer) > _LIMIT
+    beside = dict(save_as_external_data=True, location=_beside(path).name) if large else {}
+    onnx.save_model(model, path, **beside)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f'{path.name}.data')
+
+
+def graph(network: Any, size: tuple[int, int]) -> Any:
+    """The network as ONNX's model, for any batch, and any height and width but for fixed ones."""
     import torch
 
-    require('onnx', 'onnx', 'this export')
+    onnx = require('onnx', 'onnx', 'this export')
     images = {0: 'batch', 2: 'height', 3: 'width'}
     output, axes = 'logits', {0: 'batch', 2: 'rows', 3: 'columns'}
     if network.processor.end_to_end:
         images = {0: 'batch', 1: 'height', 2: 'width'}
         output, axes = 'labels', images
-    data: Any = io.BytesIO()
-    with torch.no_grad(), warnings.catch_warnings():
+    if network.processor.fixed_size:
+        images = axes = {0: 'batch'}
+    with (
+        tempfile.TemporaryDirectory() as folder,  # weights of more than 2 GiB get files there
+        _no_graph_printed(),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
+        file = os.path.join(folder, 'graph.onnx')
         warnings.simplefilter('ignore')  # on Python numbers in the trace: sizes are checked later
         # The tracing exporter: the graph is the same as dynamo's, which takes fifty times as long
         # over dynamic sizes and needs onnxscript beside.
         torch.onnx.export(
             network,
             (network.example(size),),
-            data,
+            file,
             dynamo=False,
             opset_version=OPSET,
             input_names=['images'],
             output_names=[output],
             dynamic_axes={'images': images, output: axes},
         )
-    return data.getvalue()
+        return onnx.load(file)
+
+
+@contextmanager
+def _no_graph_printed() -> Iterator[None]:
+    """Keep torch's exporter from printing the whole graph, thousands of lines, where it fails.
+
+    Its switch has no effect: torch 2.14 asks whether the function that tells its state is true.
+    """
+    from torch import _C
+
+    log = _C._jit_onnx_log
+    _C._jit_onnx_log = lambda *_: None
+    try:
+        yield
+    finally:
+        _C._jit_onnx_log = log
 
 
 def _around(model: Any) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import logging
+import tempfile
 import threading
 import xml.parsers.expat
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from typing import Any
 
 from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
-from ssnet_mm.errors import UserError, quiet, require
+from ssnet_mm.errors import UserError, first_line, quiet, require
 
-from .onnx import graph
-from .session import Session, check_precision
+from .onnx import WEIGHTS, graph, save
+from .session import Session, check_precision, check_weights, digest
 
 
 def load(
@@ -30,9 +30,13 @@ def load(
         model = core.read_model(path)
         _pool_single_pixels(model)
     except Exception as error:
-        raise UserError(f'{path} is not a readable OpenVINO model: {error}') from error
-    info = model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else None
-    processor = Processor.from_json(info, path)
+        raise UserError(f'{path} is not a readable OpenVINO model: {first_line(error)}') from error
+    notes = {
+        key: model.get_rt_info([key]).value if model.has_rt_info([key]) else ''
+        for key in (KEY, WEIGHTS)
+    }
+    processor = Processor.from_json(notes[KEY], path)
+    check_weights(path, path.with_suffix('.bin'), notes[WEIGHTS])
     options: dict[str, Any] = {'INFERENCE_NUM_THREADS': threads} if threads else {}
     # both hold float32, and differ in what they are computed in
     if {precision or processor.precision, processor.precision} <= {'fp32', 'bf16'}:
@@ -106,7 +110,10 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
     """Write a file; see :mod:`ssnet_mm.deploy.runtimes`."""
     ov = require('openvino', 'openvino', 'this export')
     processor = network.processor
-    model = ov.convert_model(io.BytesIO(graph(network, size)))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, 'graph.onnx')
+        save(graph(network, size), file)
+        model = ov.convert_model(file)
     if processor.precision == 'int8':
         nncf = require('nncf', 'nncf', 'this export')
         with quiet(logging.getLogger('nncf')):
@@ -119,4 +126,6 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
                 ),
             )
     model.set_rt_info(processor.to_json(), [KEY])
-    ov.save_model(model, path, compress_to_fp16=processor.precision == 'fp16')
+    for _ in range(2):  # the second time with the digest of what the first one wrote
+        ov.save_model(model, path, compress_to_fp16=processor.precision == 'fp16')
+        model.set_rt_info(digest(path.with_suffix('.bin')), [WEIGHTS])

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import hashlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssnet_mm.deploy.images import Labels, Pixels, read_image
-from ssnet_mm.deploy.processor import Processor, resize_labels
+from ssnet_mm.deploy.images import Labels, Pixels, label_type, read_image, to_rgb
+from ssnet_mm.deploy.processor import Processor, Scale, rescaled, resize_labels
+from ssnet_mm.deploy.tiling import Tiling, Window, label_tiles
 from ssnet_mm.errors import UserError
+
+# What a file that gives labels has in their place where its logits were not finite; none of up to
+# 255 classes has it.
+NOT_FINITE = 255
 
 
 class Session:
@@ -22,6 +31,7 @@ class Session:
     """
 
     read = staticmethod(read_image)
+    convert = staticmethod(to_rgb)
 
     def __init__(self, run: Callable[[Any], Any], processor: Processor) -> None:
         self.run = run
@@ -31,20 +41,58 @@ class Session:
         self.num_classes = processor.num_classes
         self.first_index = processor.first_index
 
+    def rescaled(self, scale: Scale) -> Session:
+        """The same network for images of another size than the test pipeline's."""
+        made = copy.copy(self)
+        made.processor = dataclasses.replace(self.processor, resize=rescaled(scale))
+        return made
+
+    @property
+    def largest_input(self) -> int | None:
+        """The longest side that the network's input can have; None: any."""
+        scale = (self.processor.resize or {}).get('scale')
+        return max(scale) if scale else None
+
     def __call__(self, images: list[Pixels]) -> list[Labels]:
         """Label maps of images of one size, at that size."""
         processor, original = self.processor, images[0].shape[:2]
         batch = np.stack([processor.resized(image) for image in images])
         size = batch.shape[1:3]
-        try:
-            output = self.run(processor.batch(batch))
-        except UserError:
-            raise
-        except Exception as error:  # runtimes' errors share no base
+        output = self._checked_run(batch)
+        if processor.end_to_end:
+            return [resize_labels(labels, original) for labels in output]
+        return [processor.labels(logits, size, original) for logits in output]
+
+    def tiled(self, image: Pixels, tiling: Tiling, batch_size: int) -> Labels:
+        """The label map of an image that goes through the network in tiles."""
+        processor = self.processor
+        if processor.end_to_end:
             raise UserError(
-                f'the model fails on an image of {size[1]}x{size[0]}: '
-                f'{" ".join(str(error).split()) or type(error).__name__}'
-            ) from error
+                'tiles are blended by their logits, and an end-to-end file gives labels; export '
+                'without --end-to-end'
+            )
+        pixels = processor.resized(image)
+
+        def run(windows: list[Window]) -> Any:
+            batch = np.stack([pixels[window] for window in windows])
+            return processor.at_input(self._checked_run(batch), batch.shape[1:3])
+
+        return label_tiles(
+            run, tiling, batch_size, pixels.shape[:2], image.shape[:2],
+            np.empty(image.shape[:2], label_type(processor.num_classes)),
+            processor.classes_of, processor.align_corners,
+        )  # fmt: skip
+
+    def _checked_run(self, batch: Pixels) -> Any:
+        """The network's output for images (N, H, W, 3) of its input size."""
+        processor, size = self.processor, batch.shape[1:3]
+        if processor.fixed_size not in (None, size):
+            height, width = processor.fixed_size or size
+            raise UserError(
+                f'this file takes {height}x{width} pixels alone, not {size[0]}x{size[1]}; leave '
+                'scale and tile out, or export at another size'
+            )
+        output = self.run(processor.batch(batch))
         # some runtimes give nothing, or an old result, for images of a few pixels
         whole = len(output) == len(batch) and 0 not in output.shape
         if not whole or (processor.end_to_end and output.shape[1:] != size):
@@ -53,8 +101,38 @@ class Session:
                 'small images need another format, or torch'
             )
         if processor.end_to_end:
-            return [resize_labels(labels, original) for labels in output]
-        return [processor.labels(logits, size, original) for logits in output]
+            finite = processor.num_classes > NOT_FINITE or output.max() < NOT_FINITE
+        else:
+            finite = np.isfinite(output).all()
+        if not finite:
+            raise not_finite()
+        return output
+
+
+def not_finite() -> UserError:
+    """The error for logits that hold NaN or infinity, which mean no class."""
+    return UserError(
+        'the network gives NaN or infinity; its weights are damaged, or its precision is too low '
+        'for this image: run float32'
+    )
+
+
+def digest(path: Path) -> str:
+    """What tells the content of a file from any other."""
+    found = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
+
+
+def check_weights(path: Path, weights: Path, expected: str) -> None:
+    """UserError where the weights beside a file are not those that it was exported with."""
+    if not weights.is_file() or digest(weights) != expected:
+        raise UserError(
+            f'{weights} does not hold the weights that {path} was exported with; copy both files, '
+            'or export again'
+        )
 
 
 def check_precision(path: object, processor: Processor, precision: str | None) -> None:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
-from ssnet_mm.errors import UserError, require
+from ssnet_mm.errors import UserError, first_line, require
 
 from .session import Session, check_precision, check_process
 
@@ -26,6 +26,7 @@ def load(
     if threads:
         torch.set_num_threads(threads)
     device = device or 'cpu'
+    importlib.import_module('ssnet_mm.deploy.device').check_device(device)  # needs torch
     network, text = (_load_trusted if trust else _load)(path, device)
     processor = Processor.from_json(text, path)
     check_precision(path, processor, precision)
@@ -58,7 +59,9 @@ def _load_trusted(path: Path, device: str) -> tuple[Any, str | None]:
             passes = importlib.import_module('torch.export.passes')
             program = passes.move_to_device_pass(program, device)
     except Exception as error:
-        raise UserError(f'{path} is not a model that torch can load: {error}') from error
+        raise UserError(
+            f'{path} is not a model that torch can load: {first_line(error)}'
+        ) from error
     return program.module(), files[KEY]
 
 
@@ -72,7 +75,9 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
     elif network.processor.precision == 'bf16':
         precision = importlib.import_module('ssnet_mm.deploy.precision')  # needs the toolbox
         precision.compute_in_bfloat16(network.model)
-    axes = (0, 1, 2) if network.processor.end_to_end else (0, 2, 3)
+    axes: tuple[int, ...] = (0, 1, 2) if network.processor.end_to_end else (0, 2, 3)
+    if network.processor.fixed_size:
+        axes = (0,)
     # Without these two torch would specialise: sizes of one apart from others, and a cropped map
     # apart from a whole one.
     with symbolic.patch(backed_size_oblivious=True), torch.no_grad():

@@ -1,0 +1,190 @@
+"""What an image means, whatever it comes as: the same to every runtime and to mmseg's pipeline."""
+
+import io
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmseg.apis import init_model
+from PIL import Image
+
+from ssnet_mm.deploy import model as model_module
+from ssnet_mm.deploy.images import full_palette, read_image, to_rgb
+from ssnet_mm.deploy.processor import Processor
+from ssnet_mm.deploy.runtimes.eager import TorchSession
+from ssnet_mm.deploy.runtimes.session import Session
+from ssnet_mm.deploy.segmenter import Segmenter
+from ssnet_mm.errors import UserError
+
+VALUES = np.random.default_rng(0).integers(0, 256, (12, 16, 4)).astype(np.uint8)
+VALUES = VALUES.repeat(2, 0).repeat(2, 1)
+RGB, RGBA, GREY = (Image.fromarray(VALUES[..., part]) for part in (slice(3), slice(4), 0))
+DEEP = Image.fromarray(VALUES[..., 0].astype(np.uint16) * 257 - VALUES[..., 0])
+
+
+def saved(folder, name):
+    """A file of each kind, by the name before its suffix."""
+    path = folder / name
+    kind = path.stem
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    frames = dict(save_all=True, append_images=[RGB.rotate(180)])
+    exact = {'lossless': True} if path.suffix == '.webp' else {}
+    {
+        'grey': lambda: GREY.save(path),
+        'opaque': lambda: RGBA.save(path, **exact),
+        'deep': lambda: DEEP.save(path),
+        'deep_rgb': lambda: cv2.imwrite(str(path), VALUES[..., :3].astype(np.uint16) * 250),
+        'cmyk': lambda: RGB.convert('CMYK').save(path),
+        'palette': lambda: RGB.quantize(64).save(path),
+        'clear': lambda: RGB.quantize(64).save(path, transparency=5),
+        'turned': lambda: RGB.save(path, exif=turned),
+        'animated': lambda: RGB.save(path, **frames, **exact),
+        'grey_alpha': lambda: RGBA.convert('LA').save(path),
+        'bits': lambda: GREY.convert('1').save(path),
+        'float': lambda: Image.fromarray(VALUES[..., 0].astype(np.float32)).save(path),
+        'long': lambda: Image.fromarray(VALUES[..., 0].astype(np.int32)).save(path),
+        'lab': lambda: RGB.convert('LAB').save(path),
+    }[kind]()  # fmt: skip
+    return path
+
+
+@pytest.fixture
+def torch_session(tiny_config):
+    def make(changes=''):
+        model = init_model(tiny_config(changes), device='cpu')
+        return TorchSession(model_module.ready(model, model.cfg))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'grey.png', 'grey.jpg', 'grey.tif', 'opaque.png', 'opaque.tif', 'opaque.webp', 'deep.png',
+        'deep.tif', 'deep.pgm', 'deep_rgb.png', 'deep_rgb.tif', 'cmyk.jpg', 'cmyk.tif',
+        'palette.png', 'palette.gif', 'palette.bmp', 'turned.jpg', 'turned.tif', 'animated.webp',
+        'animated.png', 'animated.tif', 'animated.gif', 'grey_alpha.png', 'bits.png', 'bits.tif',
+        'clear.png',
+    ],
+)  # fmt: skip
+def test_pixels_are_those_that_opencv_reads(tmp_path, name):
+    path = saved(tmp_path, name)
+    expected = cv2.imread(str(path))
+    if expected is None:
+        pytest.skip('this OpenCV does not read it')
+    found = read_image(path)
+    assert found.dtype == np.uint8 and found.shape == expected.shape
+    tolerance = 1 if name == 'deep_rgb.tif' else 0
+    assert np.abs(found.astype(int) - expected[..., ::-1]).max() <= tolerance
+    with Image.open(path) as opened:  # as a PIL image
+        np.testing.assert_array_equal(to_rgb(opened), found)
+    # as bytes and as a file
+    segment = Segmenter(Session(lambda x: x[..., 0], Processor(256, end_to_end=True)))
+    with open(path, 'rb') as file:
+        for source in (path.read_bytes(), io.BytesIO(path.read_bytes()), file):
+            np.testing.assert_array_equal(segment.pixels(source), found)
+
+
+@pytest.mark.parametrize('name', ['float.tif', 'long.tif', 'lab.tif'])
+def test_values_without_a_meaning_are_refused_by_every_runtime(tmp_path, torch_session, name):
+    path = saved(tmp_path, name)
+    for session in (torch_session(), Session(lambda x: x, Processor(2))):
+        segment = Segmenter(session)
+        with pytest.raises(UserError, match=f'{name} can not be read .values of Pillow'):
+            segment(path)
+        with Image.open(path) as opened, pytest.raises(UserError, match='no defined grey levels'):
+            segment(opened)
+
+
+@pytest.mark.parametrize('name', ['opaque.tif', 'deep.png', 'turned.jpg', 'palette.gif'])
+def test_a_session_in_torch_sees_the_same(tmp_path, torch_session, name):
+    path, segment = saved(tmp_path, name), Segmenter(torch_session())
+    expected = read_image(path)
+    for source in (path, path.read_bytes(), Image.open(path)):
+        np.testing.assert_array_equal(segment.pixels(source), expected)
+
+
+def test_color_type_holds_whatever_an_image_comes_as(tmp_path, torch_session):
+    path = saved(tmp_path, 'turned.png')
+    flat = Segmenter(torch_session('test_pipeline[0]["color_type"] = "color_ignore_orientation"'))
+    for source in (path, path.read_bytes(), Image.open(path)):
+        np.testing.assert_array_equal(flat.pixels(source), VALUES[..., :3])
+    grey = Segmenter(torch_session('test_pipeline[0]["color_type"] = "grayscale"'))
+    expected = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)[..., None].astype(int)
+    for source in (path, path.read_bytes(), Image.open(path)):
+        assert np.abs(grey.pixels(source) - expected).max() <= 1
+
+
+def test_a_loader_of_ones_own_holds(tmp_path, torch_session, monkeypatch):
+    from mmseg.registry import TRANSFORMS
+
+    class LoadDark:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def __call__(self, results):
+            image = cv2.imread(results['img_path']) // self.factor
+            return {**results, 'img': image, 'img_shape': image.shape[:2]}
+
+    TRANSFORMS.register_module(module=LoadDark, force=True)
+    session = torch_session('test_pipeline[0] = dict(type="LoadDark", factor=2)')
+    segment = Segmenter(session)
+    path = saved(tmp_path, 'opaque.png')
+    np.testing.assert_array_equal(segment.pixels(path), VALUES[..., :3] // 2)
+    with pytest.raises(UserError, match='LoadDark of the test pipeline reads paths only'):
+        segment(path.read_bytes())
+
+
+def test_text_files_and_other_bytes_are_refused(tmp_path):
+    segment = Segmenter(Session(lambda x: x[..., 0], Processor(2, end_to_end=True)))
+    with pytest.raises(UserError, match='the image can not be read .UnidentifiedImageError'):
+        segment(b'nothing')
+    with open(__file__) as file, pytest.raises(UserError, match="open.path, 'rb'."):
+        segment(file)
+
+
+def test_labels_beyond_256_classes_and_their_colours():
+    def run(planes):
+        return np.broadcast_to(np.arange(300.0)[:, None, None], (1, 300, *planes.shape[2:]))
+
+    segment = Segmenter(Session(run, Processor(300)))
+    labels = segment(VALUES[..., :3])
+    assert labels.dtype == np.uint16 and (labels == 299).all()
+    assert segment.colours.shape == (300, 3) and segment.overlay(VALUES[..., :3], labels)
+    assert full_palette((), 300)[256:].tolist() == full_palette((), 21)[:44].tolist()
+
+
+def test_logits_that_are_no_numbers_are_an_error(torch_session):
+    image = VALUES[..., :3]
+    for value in (np.nan, np.inf):
+        logits = Session(lambda x, v=value: np.full((1, 3, 4, 5), v), Processor(3))
+        with pytest.raises(UserError, match='the network gives NaN or infinity'):
+            Segmenter(logits)(image)
+    labels = Session(lambda x: np.full(x.shape[:3], 255, np.uint8), Processor(3, end_to_end=True))
+    with pytest.raises(UserError, match='the network gives NaN or infinity'):
+        Segmenter(labels)(image)
+    session = torch_session()
+    next(session.model.decode_head.parameters()).data.fill_(np.nan)
+    with pytest.raises(UserError, match='the network gives NaN or infinity'):
+        Segmenter(session)(image)
+
+
+def test_what_a_network_fails_on_is_one_line():
+    def run(planes):
+        raise RuntimeError('too small\nand a graph')
+
+    with pytest.raises(UserError, match='fails on an image of 32x24 pixels: too small$'):
+        Segmenter(Session(run, Processor(3)))(VALUES[..., :3])
+
+
+def test_what_a_session_has_already_is_refused():
+    session = Session(lambda x: x, Processor(3))
+    with pytest.raises(UserError, match='a session has its device already'):
+        Segmenter(session, device='cpu')
+    with pytest.raises(UserError, match='of a session can not go to another process'):
+        pickle.dumps(Segmenter(session))
+    with pytest.raises(UserError, match='is fused already'):
+        Segmenter(Path('a.onnx'), fuse=False)
