@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -51,8 +52,11 @@ def config_errors(where: str) -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """An exception as one line; a bare assertion is shown by its kind alone."""
+    """An exception as one line; of a bare assertion, what it asserts and where."""
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if not message and isinstance(error, AssertionError) and error.__traceback__:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        message = f'{last.line} ({last.filename}, line {last.lineno})'
     return f'{type(error).__name__}: {message}' if message else type(error).__name__
 
 

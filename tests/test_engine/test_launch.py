@@ -55,6 +55,9 @@ def test_a_malformed_option_is_a_usage_error(capsys):
     with pytest.raises(SystemExit, match='2'):
         parser.parse_args(['c.py', '--cfg-options', 'a.b'])
     assert 'tool: error: argument --cfg-options: expected key=value' in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # mmengine's own parser goes round without end
+        parser.parse_args(['c.py', '--cfg-options', "a=[dict(type='B',c=[1])]"])
+    assert 'tool: error: argument --cfg-options: expected key=value' in capsys.readouterr().err
 
 
 def test_work_dir_is_the_flags_then_the_configs_then_the_name(tiny_config):

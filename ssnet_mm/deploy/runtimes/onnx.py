@@ -16,7 +16,7 @@ from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
 from ssnet_mm.errors import UserError, first_line, quiet, require
 
-from .onnx_file import check_onnx
+from .onnx_file import beside, check_onnx
 from .session import Session, check_precision, check_weights, digest
 
 OPSET = 17
@@ -58,7 +58,7 @@ def load(
     notes = session.get_modelmeta().custom_metadata_map
     processor = Processor.from_json(notes.get(KEY), path)
     if WEIGHTS in notes:
-        check_weights(path, _beside(path), notes[WEIGHTS])
+        check_weights(path, beside(path), notes[WEIGHTS])
     check_precision(path, processor, precision)
     name = session.get_inputs()[0].name
     return Session(lambda batch: session.run(None, {name: batch})[0], processor)
@@ -92,9 +92,9 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
     notes = {KEY: processor.to_json()}
     onnx.helper.set_model_props(model, notes)
     save(model, path)
-    if _beside(path).exists():
+    if beside(path).exists():
         model = onnx.load(path, load_external_data=False)
-        onnx.helper.set_model_props(model, {**notes, WEIGHTS: digest(_beside(path))})
+        onnx.helper.set_model_props(model, {**notes, WEIGHTS: digest(beside(path))})
         onnx.save_model(model, path)
 
 
@@ -102,12 +102,8 @@ def save(model: Any, path: Path) -> None:
     """Write a model; weights too large for one file go beside it."""
     onnx = require('onnx', 'onnx', 'this export')
     large = sum(len(weight.raw_data) for weight in model.graph.initializer) > _LIMIT
-    beside = dict(save_as_external_data=True, location=_beside(path).name) if large else {}
-    onnx.save_model(model, path, **beside)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f'{path.name}.data')
+    outside = dict(save_as_external_data=True, location=beside(path).name) if large else {}
+    onnx.save_model(model, path, **outside)
 
 
 def graph(network: Any, size: tuple[int, int]) -> Any:

@@ -19,17 +19,22 @@ _FIELDS = 5_000_000  # in all; a network has some thousand operations
 _DOMAINS = (b'', b'ai.onnx', b'com.microsoft')
 
 
+def beside(path: Path) -> Path:
+    """The file that holds the weights which are too large for one file."""
+    return path.with_name(f'{path.name}.data')
+
+
 def check_onnx(path: Path) -> None:
     """Look for what an exported network does not need.
 
     Raises:
         UserError: The file is none of ONNX, or has loops, functions or other libraries' operations,
-            or weights outside of it or larger than it.
+            or weights in other files than the one beside it, or larger than these.
     """
     try:
         with open(path, 'rb') as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        _Walk().model(data)
+        _Walk(beside(path)).model(data)
     except _UnknownError as error:
         raise UserError(f'{path} is not a readable ONNX model: {error}') from error
     except ValueError as error:
@@ -44,8 +49,10 @@ class _UnknownError(Exception):
 
 
 class _Walk:
-    def __init__(self) -> None:
+    def __init__(self, weights: Path) -> None:
         self.seen = 0
+        self.location = weights.name
+        self.outside = weights.stat().st_size if weights.is_file() else 0
 
     def fields(self, data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         """Numbers and values of a message's fields; of fixed size ones the number alone."""
@@ -119,6 +126,7 @@ class _Walk:
 
     def tensor(self, data: memoryview) -> None:
         sizes: list[int] = []
+        held, outside = len(data), dict[bytes, bytes]()
         for number, value in self.fields(data):
             if number == 1 and isinstance(value, int):
                 sizes.append(value)
@@ -127,10 +135,23 @@ class _Walk:
                 while position < len(value):
                     size, position = _varint(value, position)
                     sizes.append(size)
-            elif number == 13 or (number == 14 and value != 0):
+            elif number == 13 and isinstance(value, memoryview):
+                entry = {part: bytes(text) for part, text in self.messages(value)}
+                outside[entry.get(1, b'')] = entry.get(2, b'')
+        if outside:
+            if outside.get(b'location') != self.location.encode():
                 raise ValueError('it keeps weights in another file')
-        if prod(sizes) > 8 * len(data):  # of the smallest there are eight in a byte
+            begin, held = (_number(outside.get(key, b'0')) for key in (b'offset', b'length'))
+            if begin + held > self.outside:
+                raise ValueError(f'{self.location} does not hold what it keeps there')
+        if prod(sizes) > 8 * held:  # of the smallest there are eight in a byte
             raise ValueError('a weight is larger than what the file holds of it')
+
+
+def _number(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 18:
+        raise ValueError('it keeps weights at no place')
+    return int(text)
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
