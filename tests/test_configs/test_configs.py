@@ -250,9 +250,10 @@ def test_batch_norm_converts_to_sync_bn(name):
 def test_mixed_precision_trains_every_parameter(name):
     model = MODELS.build(shrink(load(name))).train()
     with torch.autocast('cpu', torch.bfloat16):
-        logits = model(torch.randn(2, 3, 65, 97), mode='tensor')
+        features = model.backbone(torch.randn(2, 3, 65, 97))
+        logits = model.decode_head(features)
         loss = torch.nn.functional.cross_entropy(logits, torch.randint(21, (2, 9, 13)))
-    assert logits.dtype == torch.bfloat16
+    assert features[-1].dtype == torch.bfloat16 and logits.dtype == torch.float32
     loss.backward()
     grads = {n: p.grad for n, p in model.named_parameters()}
     assert all(g is not None and g.dtype == torch.float32 for g in grads.values())
