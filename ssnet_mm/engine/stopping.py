@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -74,24 +74,33 @@ def _die(number: int) -> None:
 def start_worker(init: Callable[[int], Any] | None, worker_id: int) -> None:
     """Have a worker of a data loader go on where a whole process group is told to stop.
 
-    The iteration that is going on needs it. It ends with its data loader, or at a second signal.
+    The iteration that is going on needs it. It ends when the training process itself ends it, as
+    that does when it exits, or at a second signal.
 
     Args:
         init: The data loader's own ``worker_init_fn``.
         worker_id: Its argument.
     """
-    seen = set()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if number in seen:
-            _die(number)
-        seen.add(number)
-
-    for number in SIGNALS:  # after torch, whose own handler of SIGTERM ends a worker
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handle)
+    # A handler is not told who sends a signal, so a thread waits for them. (macOS has no such call;
+    # a signal to the group ends workers there.)
+    if hasattr(signal, 'sigwaitinfo'):
+        numbers = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        threading.Thread(target=_outlive, args=(numbers, os.getppid()), daemon=True).start()
     if init is not None:
         init(worker_id)
+
+
+def _outlive(numbers: Sequence[int], parent: int) -> None:
+    """Wait for signals until the parent sends one, or somebody the same one twice."""
+    seen = set()
+    while True:
+        found = signal.sigwaitinfo(numbers)
+        if found.si_pid == parent:  # the data loader's or multiprocessing's end of a worker
+            os._exit(0)
+        if found.si_signo in seen:
+            os._exit(128 + found.si_signo)
+        seen.add(found.si_signo)
 
 
 class StopHook(Hook):

@@ -1,5 +1,9 @@
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from helpers.training import train
@@ -117,7 +121,7 @@ def test_a_second_ctrl_c_ends_at_once(tiny_config, tmp_path):
     assert not list((tmp_path / 'work').glob('*.pth'))
 
 
-def test_what_is_ignored_stays_ignored_and_a_worker_goes_on():
+def test_what_is_ignored_stays_ignored_also_in_forked_processes():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup
     try:
         with StopSignals() as signals:
@@ -127,12 +131,55 @@ def test_what_is_ignored_stays_ignored_and_a_worker_goes_on():
                 send(signal.SIGTERM)()
                 os._exit(7)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-            child = os.fork()
-            if child == 0:
-                start_worker(lambda worker: send(signal.SIGTERM, signal.SIGINT)(), 3)
-                send(signal.SIGTERM)()
-                os._exit(7)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
         assert not signals.received
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, 'sigwaitinfo'), reason='needs the sender of a signal')
+def test_a_worker_outlives_others_signals_and_ends_at_its_parents():
+    """Of a multiprocessing that ends its workers by SIGTERM when it exits, and waits for them."""
+    context = multiprocessing.get_context('fork')
+    started = context.Event()
+    worker = context.Process(target=work, args=(started,), daemon=True)
+    worker.start()
+    assert started.wait(60)
+    send_from_elsewhere(worker.pid, signal.SIGTERM)
+    send_from_elsewhere(worker.pid, signal.SIGINT)
+    worker.join(0.3)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+    worker = context.Process(target=work, args=(started,), daemon=True)
+    started.clear()
+    worker.start()
+    assert started.wait(60)
+    for _ in range(2):
+        send_from_elsewhere(worker.pid, signal.SIGINT)
+        worker.join(0.3)
+    assert worker.exitcode == 128 + signal.SIGINT
+
+
+def work(started):
+    start_worker(None, 0)
+    started.set()
+    time.sleep(60)
+
+
+def send_from_elsewhere(process, number):
+    subprocess.run(['kill', f'-{int(number)}', str(process)], check=True)
+
+
+def test_a_training_whose_loaders_are_alive_at_its_end_exits(tiny_config, tmp_path):
+    """Workers that persist are ended by the exit of the process alone."""
+    config = tiny_config('train_dataloader.update(num_workers=2, persistent_workers=True)')
+    code = (
+        'import gc; gc.disable()  # the loops and the runner refer to each other\n'
+        'import runpy, sys\n'
+        f'sys.argv = ["train.py", {config!r}, "--work-dir", {str(tmp_path / "work")!r}]\n'
+        'runpy.run_path("tools/train.py", run_name="__main__")\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], timeout=100, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
