@@ -230,7 +230,7 @@ def test_models_that_can_not_be_loaded(config, checkpoint, tmp_path, monkeypatch
         ((config, checkpoint), {'threads': 0}, 'threads must be at least 1, got 0'),
         ((config, checkpoint), {'batch_size': -1}, 'batch_size must be at least 1, got -1'),
         ((config, checkpoint), {'device': 'gpu'}, 'torch knows no device gpu; take cpu or cuda:0'),
-        ((tmp_path / 'a.pt2',), {}, 'a.pt2 is not a model that torch can load'),
+        ((tmp_path / 'a.pt2',), {}, 'a.pt2 is not a file that torch.export wrote'),
     ):
         with pytest.raises(UserError, match=message):
             Segmenter(*args, **options)
