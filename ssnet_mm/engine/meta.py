@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssnet_mm.errors import UserError
 
-_LARGEST = 1 << 40  # iterations, epochs, seeds
+_LARGEST = 1 << 32  # iterations, epochs, seeds: NumPy takes seeds below it
 _LONGEST = 1000  # class names, and characters of one
 
 

@@ -120,7 +120,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
             check_classes(checkpoint, path, datasets[0][2].metainfo.get('classes') or ())
     position = (0, 0)
     if path and resume:
-        position, changed = _go_on(cfg, path, checkpoint['meta'])
+        position, changed = _go_on(cfg, checkpoint['meta'])
         notes += changed
     if mode == 'test':
         check_outputs(cfg.get('test_evaluator'), [built for *_, built in datasets])
@@ -136,7 +136,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     return Prepared(model, random_state, reused, position, notes)
 
 
-def _go_on(cfg: Config, path: str, meta: Mapping[str, Any]) -> tuple[Any, list[str]]:
+def _go_on(cfg: Config, meta: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """Give a config the seed of the checkpoint that is resumed, which orders the images.
 
     Returns:
@@ -144,9 +144,6 @@ def _go_on(cfg: Config, path: str, meta: Mapping[str, Any]) -> tuple[Any, list[s
     """
     seed = meta.get('seed')
     position = meta.get('epoch'), meta.get('iter')
-    for number in (*position, seed or 0):
-        if type(number) is not int or not 0 <= number < 2**32:
-            raise UserError(f'{path} can not be resumed from: {number!r} in its meta is no count')
     given = cfg.setdefault('randomness', {}).get('seed')
     if seed is not None:
         cfg.randomness.seed = seed
