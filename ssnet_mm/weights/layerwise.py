@@ -77,9 +77,10 @@ def fitted(
         raise UserError('layers that are fitted to images can not be skipped; leave bn_batches out')
     dense = with_batch_norm_folded(conversion)
     result = with_split_kernels(dense) if factorize else dense
-    target = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    before = model.state_dict()
+    target = {key: tuple(value.shape) for key, value in before.items()}
     norm_keys = [key for key in target if key.startswith(_STAGES) and '.bn.' in key]
-    complete = {**result.state_dict, **{key: model.state_dict()[key] for key in norm_keys}}
+    complete = {**result.state_dict, **{key: before[key] for key in norm_keys}}
     match(replace(result, state_dict=complete), target, skip)  # first what does not fit is named
 
     device, home = torch.device(get_device()), next(net.parameters()).device
