@@ -19,6 +19,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file; every weight must fit the model')
     launch.add_run_arguments(parser)
     parser.add_argument('--out', metavar='DIR', help='write an index PNG per image')
+    parser.add_argument(
+        '--report', metavar='DIR',
+        help='write scores of each class and the confusion matrix: report.json, classes.csv, '
+        'confusion.csv, confusion.png',
+    )  # fmt: skip
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument(
         '--show-dir', metavar='DIR', help='write painted predictions to DIR/vis_data/vis_image'
@@ -53,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         launch.use_tta(cfg)
     if args.out is not None:
         launch.write_predictions(cfg, args.out)
+    if args.report is not None:
+        launch.report_scores(cfg, args.report, args.checkpoint)
     hooks: list[Hook] = [FuseHook()] if args.fuse else []
     if args.precision == 'bf16':
         hooks.append(BFloat16Hook())

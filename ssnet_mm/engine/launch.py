@@ -136,6 +136,24 @@ def write_predictions(cfg: Config, folder: str) -> None:
         evaluator['keep_results'] = True  # or CityscapesMetric removes them again
 
 
+def report_scores(cfg: Config, folder: str, checkpoint: str) -> None:
+    """Have the test write a report of its scores into a folder."""
+    given = cfg.test_evaluator
+    evaluators = list(given) if isinstance(given, (list, tuple)) else [given]
+    ignored = [e['ignore_index'] for e in evaluators if e.get('ignore_index') is not None]
+    data = [
+        dataset.get('data_root')
+        for _, dataset in single_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
+    ]
+    report = dict(
+        type='ReportMetric',
+        report_dir=folder,
+        ignore_index=ignored[0] if ignored else 255,
+        about=dict(config=str(cfg.filename), checkpoint=checkpoint, data=data),
+    )
+    cfg.test_evaluator = [*evaluators, report]
+
+
 def paint_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
     """Have the visualization hook show predictions in a window, or write them to a folder."""
     hook = cfg.get('default_hooks', {}).get('visualization')
