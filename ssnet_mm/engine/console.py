@@ -27,7 +27,7 @@ BEST = 'best'  # a file in a work directory that names its best checkpoint
 
 # Progress of loops, and where a checkpoint is the best so far; in tests each class' scores, too.
 _SHOWN = {
-    'train': re.compile(r'(Iter|Epoch)\(\w+\) *\[|The best checkpoint '),
+    'train': re.compile(r'(Iter|Epoch)\(\w+\) *\[|The best checkpoint |resumed epoch: '),
     'test': re.compile(r'(Iter|Epoch)\(\w+\) *\[|\n\+--'),
 }
 # Warnings that the stacks give in every run of ours, whatever it does.
