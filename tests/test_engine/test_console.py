@@ -47,6 +47,18 @@ def test_a_training_says_ten_lines_then_its_progress(tool, tiny_config, tmp_path
     assert all(line.strip() in whole for line in header)
 
 
+def test_a_training_without_validation_names_its_last_checkpoint(tiny_config, tmp_path, capsys):
+    config = tiny_config("""
+val_dataloader = val_evaluator = val_cfg = None
+model['backbone']['init_cfg'] = None
+""")
+    train(config, tmp_path / 'work')
+    lines = capsys.readouterr().out.splitlines()
+    assert '  training  2 iterations of batch 2, SGD at 0.01' in lines
+    assert lines[-2] == f'last checkpoint: {tmp_path}/work/iter_2.pth'
+    assert not (tmp_path / 'work' / BEST).exists()
+
+
 def test_a_test_says_its_scores(tool, tiny_config, tmp_path, capsys):
     config, work = tiny_config(BEST_KEPT), tmp_path / 'work'
     tool('train').main([config, '--work-dir', str(work)])
