@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssnet_mm.deploy.check import verify
+from ssnet_mm.deploy.confidence import calibrate
 from ssnet_mm.deploy.export import PRECISIONS, export
 from ssnet_mm.deploy.model import load_model
 from ssnet_mm.deploy.predict import find_images
@@ -28,6 +29,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--end-to-end', action='store_true',
         help='from uint8 RGB images (N, H, W, 3) to uint8 labels (N, H, W); otherwise from '
         'normalised float images (N, 3, H, W) to logits',
+    )  # fmt: skip
+    parser.add_argument(
+        '--scores', action='store_true',
+        help="with --end-to-end: after the labels also each pixel's probability, float32 (N, H, W)",
+    )  # fmt: skip
+    parser.add_argument(
+        '--calibrate-confidence', nargs='?', const='val', choices=['val', 'test'],
+        help="fit the temperature of these probabilities on the config's data (val)",
     )  # fmt: skip
     parser.add_argument('--precision', choices=PRECISIONS, default='fp32', help='(%(default)s)')
     parser.add_argument(
@@ -54,9 +63,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if min(args.size) < 1:
         raise UserError(f'--size must be positive, got {args.size}')
     model = load_model(cfg, args.checkpoint, 'cpu')
+    calibrated = None
+    if args.calibrate_confidence:
+        calibrated = calibrate(model, args.calibrate_confidence)
+        print(f'confidence on {args.calibrate_confidence}: {calibrated}')
     report = export(
         model, out, args.format, precision=args.precision, end_to_end=args.end_to_end,
-        size=tuple(args.size), calibration=calibration,
+        scores=args.scores, size=tuple(args.size), calibration=calibration, calibrated=calibrated,
     )  # fmt: skip
     print(f'{out}: {report}')
     if args.verify:

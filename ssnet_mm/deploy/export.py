@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ssnet_mm.deploy.check import Report, compare, flat_images, random_images
+from ssnet_mm.deploy.confidence import Calibrated
 from ssnet_mm.deploy.fusion import fuse
 from ssnet_mm.deploy.images import Pixels, read_image
 from ssnet_mm.deploy.network import Network, make_processor
@@ -38,8 +39,10 @@ def export(
     *,
     precision: str = 'fp32',
     end_to_end: bool = False,
+    scores: bool = False,
     size: tuple[int, int] = (512, 512),
     calibration: Sequence[str | os.PathLike[str] | Pixels] | None = None,
+    calibrated: Calibrated | None = None,
 ) -> Report:
     """Write a segmentor to a file, fused, for any batch, height and width.
 
@@ -52,6 +55,7 @@ def export(
             classes and palette from ``model.dataset_meta``, where it has them.
         path: Ends in ``.onnx`` (weights of 2 GiB and more go beside it, into ``.onnx.data``),
             ``.xml`` (OpenVINO; the weights go beside it, into ``.bin``) or ``.pt2`` (torch-export).
+            ``<name>.processor.json`` beside it tells other programs how to use it.
         format: 'onnx', 'openvino' or 'torch-export'.
         precision: 'fp16' keeps half precision where the runtime can compute so, 'bf16' computes in
             bfloat16, 'int8' quantises the network with the value ranges found on the calibration
@@ -59,9 +63,13 @@ def export(
         end_to_end: The file takes uint8 images, (N, H, W, 3) in RGB order, and gives uint8 labels,
             (N, H, W); otherwise normalised float images, (N, 3, H, W), to logits at the network's
             own resolution.
+        scores: The end-to-end file gives after the labels their probabilities, float32 (N, H, W).
+            A file of logits needs no such output.
         size: Height and width of the example image.
         calibration: Images for 'int8': paths or RGB arrays, the more like the data the better.
             Of eight or more up to four, a quarter at most, are kept for the comparison.
+        calibrated: What :func:`ssnet_mm.deploy.confidence.calibrate` has found of the model; the
+            file's probabilities are those of its temperature.
 
     Returns:
         How the file differs from the model: on random images, for fp16 also on dark and bright
@@ -84,7 +92,17 @@ def export(
         raise UserError(f'{format} has no {precision} here; {others} have it')
     if (precision == 'int8') != bool(calibration):
         raise UserError('int8 takes calibration images, other precisions none')
-    processor = make_processor(model, end_to_end, precision)
+    if scores and not end_to_end:
+        raise UserError('a file of logits has scores without more ado; leave scores out')
+    processor = make_processor(model, end_to_end, precision, scores)
+    if calibrated:
+        if end_to_end and not scores:
+            raise UserError('an end-to-end file has no use for a temperature without scores')
+        processor = dataclasses.replace(
+            processor,
+            temperature=calibrated.temperature,
+            calibration_error=(calibrated.before, calibrated.after),
+        )
     images: list[Pixels] = []
     for image in calibration or ():
         if isinstance(image, (str, os.PathLike)):
@@ -143,7 +161,9 @@ def _write(
             report = compare(model, run, processor, pictures)
         if not report.passes(precision):
             raise _OneSize(f'{path} was not written: it differs from the model: {report}')
-        # the weights get their names first
+        described = processor.described(path.name).encode()
+        (folder / f'{path.stem}.processor.json').write_bytes(described)
+        # the file itself gets its name last
         for item in sorted(folder.iterdir(), key=lambda item: item.name == path.name):
             os.replace(item, path.with_name(item.name))
     finally:
