@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class Report:
     images: str  # what was compared, in words
     shift: float = 0.0  # of the labels' probabilities: root mean square of the worst batch
     temperature: float = 1.0  # with which these were computed
+    verified: dict[str, float] = field(default_factory=dict)  # mIoU of 'model' and 'exported'
     remark: str = ''  # what else should be known of the file
 
     def __str__(self) -> str:

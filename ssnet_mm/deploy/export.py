@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssnet_mm.deploy.check import Report, compare, flat_images, random_images
+from ssnet_mm.deploy.check import Report, compare, flat_images, random_images, verify
 from ssnet_mm.deploy.confidence import Calibrated
 from ssnet_mm.deploy.fusion import fuse
 from ssnet_mm.deploy.images import Pixels, read_image
@@ -43,6 +43,8 @@ def export(
     size: tuple[int, int] = (512, 512),
     calibration: Sequence[str | os.PathLike[str] | Pixels] | None = None,
     calibrated: Calibrated | None = None,
+    verify_on: str | None = None,
+    tolerance: float | None = None,
 ) -> Report:
     """Write a segmentor to a file, fused, for any batch, height and width.
 
@@ -70,6 +72,8 @@ def export(
             Of eight or more up to four, a quarter at most, are kept for the comparison.
         calibrated: What :func:`ssnet_mm.deploy.confidence.calibrate` has found of the model; the
             file's probabilities are those of its temperature.
+        verify_on: 'val' or 'test': the report has mIoU of model and file on the config's data.
+        tolerance: Points of this mIoU that the file may lose at most.
 
     Returns:
         How the file differs from the model: on random images, for fp16 also on dark and bright
@@ -92,6 +96,8 @@ def export(
         raise UserError(f'{format} has no {precision} here; {others} have it')
     if (precision == 'int8') != bool(calibration):
         raise UserError('int8 takes calibration images, other precisions none')
+    if tolerance is not None and not verify_on:
+        raise UserError('a tolerance is that of a verification; verify on val or test data')
     if scores and not end_to_end:
         raise UserError('a file of logits has scores without more ado; leave scores out')
     processor = make_processor(model, end_to_end, precision, scores)
@@ -110,9 +116,18 @@ def export(
                 image = read_image(image)
         images.append(processor.resized(image))
     held, remark = _held_out(images) if precision == 'int8' else ([], '')
+    if (format, precision) == ('onnx', 'int8'):
+        remark += '; INT8 took twice as long as float32 in ONNX Runtime where it was measured, and '
+        remark += 'a sixth in OpenVINO (docs/performance.md)'
+
+    def check(file: Path) -> dict[str, float]:
+        return _verified(model, file, path, verify_on, tolerance) if verify_on else {}
+
     make_folder(path.parent)
     try:
-        report = _write(model, path, format, processor, size, images, held)
+        report = _write(model, path, format, processor, size, images, held, check)
+    except _Drop:
+        raise
     except UserError as error:
         fixed = _fixed_size(model, processor, size)
         if fixed is None:
@@ -123,13 +138,32 @@ def export(
                 else str(error)
             ) from error
         processor = dataclasses.replace(processor, fixed_size=fixed)
-        report = _write(model, path, format, processor, fixed, images, held)
+        report = _write(model, path, format, processor, fixed, images, held, check)
         remark = f'the file takes {fixed[0]}x{fixed[1]} pixels alone' + (remark and f'; {remark}')
     return dataclasses.replace(report, remark=remark)
 
 
 class _OneSize(UserError):
     """An export that failed at other sizes than the example's, or with sizes left free."""
+
+
+class _Drop(UserError):
+    """A score that fell by more than is tolerated."""
+
+
+def _verified(
+    model: Any, file: Path, path: Path, loader: str, tolerance: float | None
+) -> dict[str, float]:
+    """mIoU of a model and of its ``file``, that is to be named ``path``."""
+    found = {name: scores['mIoU'] for name, scores in verify(model, file, loader).items()}
+    before, after = found['model'], found['exported']
+    if tolerance is not None and not before - after <= tolerance:
+        raise _Drop(
+            f'{path} was not written: mIoU on {loader} falls from {before:.2f}% to {after:.2f}%, '
+            f'more than the tolerance of {tolerance:g} points; take another precision, or more '
+            'calibration images'
+        )
+    return found
 
 
 def _write(
@@ -140,6 +174,7 @@ def _write(
     size: tuple[int, int],
     images: Sequence[Pixels],
     held: Sequence[Pixels],
+    check: Callable[[Path], dict[str, float]],
 ) -> Report:
     """Write a file for one size or any, compare it with the model, and give it its name."""
     network = Network(fuse(model, channels_last=False).cpu(), processor)
@@ -161,6 +196,7 @@ def _write(
             report = compare(model, run, processor, pictures)
         if not report.passes(precision):
             raise _OneSize(f'{path} was not written: it differs from the model: {report}')
+        report = dataclasses.replace(report, verified=check(file))
         described = processor.described(path.name).encode()
         (folder / f'{path.stem}.processor.json').write_bytes(described)
         # the file itself gets its name last
@@ -197,12 +233,18 @@ def _held_out(images: list[Pixels]) -> tuple[list[Pixels], str]:
     if len(images) < _FEW:
         # none can be spared
         held = [np.ascontiguousarray(image[:, ::-1]) for image in images[:_CHECKED]]
-        words = f'calibrated on {len(images)} images, {distinct} of them differ; compared mirrored'
+        words = (
+            f'calibrated on {len(images)} images, {distinct} of them differ, with a contrast of '
+            f'{contrast:.0f} grey levels; compared mirrored'
+        )
         return held, words
     count = min(_CHECKED, len(images) // 4)
     places = sorted({len(images) * (2 * i + 1) // (2 * count) for i in range(count)}, reverse=True)
     held = [images.pop(place) for place in places]
-    return held, f'calibrated on {len(images)} others; {distinct} images in all differ'
+    return held, (
+        f'calibrated on {len(images)} others; {distinct} images in all differ, with a contrast of '
+        f'{contrast:.0f} grey levels'
+    )
 
 
 @contextmanager
