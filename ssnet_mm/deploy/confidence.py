@@ -1,7 +1,7 @@
 """How far a segmentor's probabilities can be trusted, and the temperature that mends them.
 
-Networks are surer than they are right. Dividing logits by one number, the temperature, changes no
-label and most of that: `On Calibration of Modern Neural Networks
+Networks tend to be surer than they are right, or less so. Dividing logits by one number, the
+temperature, mends most of that and changes no label: `On Calibration of Modern Neural Networks
 <https://arxiv.org/abs/1706.04599>`_.
 """
 

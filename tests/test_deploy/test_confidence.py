@@ -9,6 +9,7 @@ from PIL import Image
 
 from ssnet_mm.deploy.confidence import calibrate, calibration_error, fit_temperature
 from ssnet_mm.deploy.model import load_model
+from ssnet_mm.deploy.predict import predict_images
 from ssnet_mm.deploy.processor import Processor, decide
 from ssnet_mm.deploy.runtimes.session import Session
 from ssnet_mm.deploy.segmenter import Segmenter
@@ -130,7 +131,10 @@ def test_the_tools_fit_store_and_rank(tool, sure, tiny_data, tmp_path, capsys):
 
 
 def test_confidence_that_can_not_be_had(fails, sure, tiny_data, tmp_path):
-    need('onnx')
+    labels = Segmenter(Session(lambda x: x[..., 0] // 200, Processor(2, end_to_end=True)))
+    with pytest.raises(UserError, match='this file gives labels alone'):
+        predict_images(labels, [tiny_data / 'JPEGImages' / '1.jpg'], tmp_path, confidence=True)
+    assert not (tmp_path / 'overlay').exists()
     (tmp_path / 'a.mp4').touch()
     line = fails('predict', *sure, tmp_path / 'a.mp4', '--out-dir', tmp_path, '--confidence')
     assert '--confidence ranks images, and' in line

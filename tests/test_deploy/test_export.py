@@ -340,6 +340,8 @@ def test_the_tool_writes_checks_and_verifies(tool, tiny, tiny_data, tmp_path, ca
     tool('export').main([*args, *calibrate, '--end-to-end', '--verify', 'test'])
     lines = capsys.readouterr().out.splitlines()
     told = [line for line in lines if line.startswith((str(out), 'mIoU on'))]
+    assert '4 of them differ, with a contrast of ' in told[0]
+    assert 'INT8 took twice as long as float32 in ONNX Runtime where' in told[0]
     assert told[0].startswith(f'{out}: max difference ') and 'of labels agree' in told[0]
     assert [line.partition(':')[0] for line in told[1:]] == [
         'mIoU on test, model', 'mIoU on test, exported',
@@ -348,10 +350,29 @@ def test_the_tool_writes_checks_and_verifies(tool, tiny, tiny_data, tmp_path, ca
         (['--calibrate', str(tmp_path / 'none')], 'no image or folder'),
         (['--size', '0', '8'], '--size must be positive'),
         (['--cfg-options', 'model.decode_head.num_classes=4'], 'was trained for 3 classes'),
+        (['--tolerance', '1'], 'a tolerance is that of a verification'),
     ):
         with pytest.raises(SystemExit, match='^2$'):
             tool('export').main([*args, *changes])
         assert message in capsys.readouterr().err
+
+
+def test_a_score_that_falls_by_more_than_the_tolerance_is_refused(tiny, tmp_path, monkeypatch):
+    need('onnx')
+    model = load_model(load_config(tiny[0]), tiny[1], 'cpu')
+    found = dict(model=dict(mIoU=57.5), exported=dict(mIoU=55.0))
+    asked = []
+    monkeypatch.setattr(module, 'verify', lambda *args: asked.append(args) or found)
+    common = dict(size=(53, 64), verify_on='test')
+    with pytest.raises(UserError, match='on test falls from 57.50% to 55.00%, more than the toler'):
+        export(model, tmp_path / 'a.onnx', 'onnx', tolerance=2, **common)
+    assert len(asked) == 1 and asked[0][2] == 'test'
+    assert not list(tmp_path.glob('*.onnx')) and not list(tmp_path.glob('*.json'))
+    report = export(model, tmp_path / 'a.onnx', 'onnx', tolerance=2.5, **common)
+    assert report.verified == dict(model=57.5, exported=55.0)
+    found['exported']['mIoU'] = float('nan')
+    with pytest.raises(UserError, match='to nan%'):
+        export(model, tmp_path / 'a.onnx', 'onnx', tolerance=99, **common)
 
 
 @pytest.mark.parametrize('given', [(12, 20), (7, 3), (2, 2)])
@@ -431,7 +452,7 @@ def test_int8_is_compared_on_images_that_it_was_not_calibrated_on():
     left = list(given)
     held, words = module._held_out(left)
     assert len(held) == 4 and len(left) == 16 and len({i.shape for i in held + left}) == 20
-    assert words == 'calibrated on 16 others; 20 images in all differ'
+    assert words.startswith('calibrated on 16 others; 20 images in all differ, with a contrast of')
     few = given[:3]
     held, words = module._held_out(few)
     assert len(few) == 3 and 'compared mirrored' in words
