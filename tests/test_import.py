@@ -33,11 +33,13 @@ def test_an_import_adds_the_parts_and_nothing_else():
     assert parts.split(', ') == [
         'mmengine.hook.GuardHook',
         'mmengine.hook.PlainCheckpointHook',
+        'mmengine.hook.ValLossHook',
         'mmengine.model.SeparableConv2d',
         'mmengine.optim_wrapper.BFloat16OptimWrapper',
         'mmengine.weight initializer.ForeignPretrained',
         'mmseg.dataset.CamVidDataset',
         'mmseg.metric.ClassIoUMetric',
+        'mmseg.metric.ReportMetric',
         'mmseg.model.CaffeFCN8Head',
         'mmseg.model.DistilledEncoderDecoder',
         'mmseg.model.FCN8Head',

@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py share: from a config file and flags to a running Runner."""
+"""What training and testing share: from a config file and flags to a running Runner."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from typing import IO, Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier
 from mmengine.hooks import Hook
@@ -26,11 +27,13 @@ from ssnet_mm.engine import settings
 from ssnet_mm.engine.checkpoint import check_unmixed, weights_only
 from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
+from ssnet_mm.engine.console import BestHook, introduce, quieten, quieten_current
 from ssnet_mm.engine.disk import full_disk, write_whole
 from ssnet_mm.engine.dry_run import OUT_OF_MEMORY
 from ssnet_mm.engine.guards import GuardHook
 from ssnet_mm.engine.hooks import PlainCheckpointHook
 from ssnet_mm.engine.mixed_precision import AMP_DTYPES as AMP_DTYPES
+from ssnet_mm.engine.mixed_precision import in_mixed_precision
 from ssnet_mm.engine.mixed_precision import use_amp as use_amp
 from ssnet_mm.engine.preflight import Prepared, is_first_process, preflight
 from ssnet_mm.engine.repeatable import (
@@ -44,65 +47,6 @@ from ssnet_mm.engine.stopping import StopHook, StopSignals, start_worker
 from ssnet_mm.errors import Stopped, UserError
 from ssnet_mm.files import sweep_temporary
 from ssnet_mm.malloc import keep_freed_memory
-
-
-class CfgOptions(DictAction):
-    """``--cfg-options key=value ...``; a malformed pair is a usage error, not a traceback."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError, RecursionError) as error:
-            raise argparse.ArgumentError(self, f'expected key=value pairs, got {values}') from error
-
-
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add CONFIG and --cfg-options."""
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        metavar='KEY=VALUE',
-        help='override settings of the config, as in train_dataloader.batch_size=8 or '
-        'key="[(1,2),(3,4)]" (quoted, without spaces)',
-    )
-
-
-def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
-    """``key=value`` words as ``--cfg-options`` takes them, where mmengine is imported late.
-
-    Raises:
-        UserError: A word is no such pair.
-    """
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions)
-    try:
-        parsed = parser.parse_args(['--cfg-options', *options] if options else [])
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from error
-    return parsed.cfg_options or {}
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --work-dir, --launcher, --skip-data-check and --local_rank."""
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    parser.add_argument(
-        '--skip-data-check',
-        action='store_true',
-        help='do not read all images and masks before the start',
-    )
-    parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], help='who starts the processes'
-    )
-    # torch.distributed.launch writes it either way, torchrun sets the environment instead
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def apply_run_arguments(cfg: Config, args: argparse.Namespace) -> None:
@@ -128,12 +72,45 @@ def use_tta(cfg: Config) -> None:
         cfg.model.type = 'MeanProbabilityTTAModel'  # the same, but for one output channel
 
 
+def use_tensorboard(cfg: Config) -> None:
+    """Have a run write its curves for TensorBoard as well, into its ``vis_data``."""
+    try:
+        import_module('torch.utils.tensorboard')
+    except ImportError as error:
+        raise UserError(
+            f'--tensorboard needs tensorboard; run: pip install "ssnet_mm[tensorboard]" ({error})'
+        ) from error
+    visualizer = cfg.setdefault('visualizer', dict(type='SegLocalVisualizer', name='visualizer'))
+    backends = list(visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
+    if all(backend['type'] != 'TensorboardVisBackend' for backend in backends):
+        backends.append(dict(type='TensorboardVisBackend'))
+    visualizer['vis_backends'] = backends
+
+
 def write_predictions(cfg: Config, folder: str) -> None:
     """Have the metrics write an index PNG per image, for evaluation elsewhere."""
     evaluators = cfg.test_evaluator
     for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
         evaluator['output_dir'] = folder
         evaluator['keep_results'] = True  # or CityscapesMetric removes them again
+
+
+def report_scores(cfg: Config, folder: str, checkpoint: str) -> None:
+    """Have the test write a report of its scores into a folder."""
+    given = cfg.test_evaluator
+    evaluators = list(given) if isinstance(given, (list, tuple)) else [given]
+    ignored = [e['ignore_index'] for e in evaluators if e.get('ignore_index') is not None]
+    data = [
+        dataset.get('data_root')
+        for _, dataset in single_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
+    ]
+    report = dict(
+        type='ReportMetric',
+        report_dir=folder,
+        ignore_index=ignored[0] if ignored else 255,
+        about=dict(config=str(cfg.filename), checkpoint=checkpoint, data=data),
+    )
+    cfg.test_evaluator = [*evaluators, report]
 
 
 def paint_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
@@ -210,6 +187,7 @@ def run(
     Raises:
         UserError: From ``preflight``, or a mistake in the config that only building shows.
     """
+    quieten_current(mode)
     if mode == 'test':
         with full_disk(cfg.work_dir, 'test again'):
             prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
@@ -223,7 +201,7 @@ def run(
             prepared.notes.extend(notes)
             first = is_first_process(cfg)
             with sole_training(cfg.work_dir) if first else nullcontext():
-                _run(cfg, mode, [*hooks, RepeatableHook(), StopHook(signals)], prepared)
+                _run(cfg, mode, [*hooks, RepeatableHook(), StopHook(signals), BestHook()], prepared)
 
 
 def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> None:
@@ -238,10 +216,10 @@ def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> N
     for hook in hooks:
         runner.register_hook(hook)
     write_whole(runner)
+    introduce(runner, cfg, mode, [dataset for _, dataset in prepared.datasets])
     for note in prepared.notes:
         runner.logger.warning(note)
-    if get_device() == 'cpu':
-        tune_for_cpu(runner.model)
+    tune(runner.model, in_mixed_precision(cfg) and mode == 'train')
     try:
         runner.train() if mode == 'train' else runner.test()
     except Stopped:
@@ -267,6 +245,11 @@ def _runner_class(cfg: Config, mode: str, prepared: Prepared) -> type[Runner]:
     base: Any = RUNNERS.get(cfg.get('runner_type', 'Runner'))
 
     class PreparedRunner(base):
+        def build_logger(self, *args: Any, **kwargs: Any) -> Any:
+            logger = base.build_logger(self, *args, **kwargs)
+            quieten(logger, mode)
+            return logger
+
         def build_model(self, model: Any) -> nn.Module:
             if prepared.random_state is not None:
                 torch.set_rng_state(prepared.random_state)
@@ -312,14 +295,22 @@ def _runner_class(cfg: Config, mode: str, prepared: Prepared) -> type[Runner]:
     return PreparedRunner
 
 
-def tune_for_cpu(model: nn.Module) -> None:
-    """Make torch quick on a CPU: channels-last convolutions, and memory that is used again.
+def tune(model: nn.Module, mixed_precision: bool) -> None:
+    """Make torch quick: channels-last convolutions, and on a CPU memory that is used again.
 
-    Neither changes what is computed, but for rounding and for which values dropout draws.
+    Neither changes what is computed, but for rounding and for which values dropout draws. CUDA's
+    half-precision convolutions are made for channels-last; float32's were not measured.
+
+    Args:
+        model: On the device where it will run.
+        mixed_precision: Whether it will run under autocast.
     """
-    if not is_model_wrapper(model):  # DDP has noted the layout of the gradients already
+    on_cpu = next(model.parameters()).device.type == 'cpu'
+    # DDP has noted the layout of the gradients already
+    if (on_cpu or mixed_precision) and not is_model_wrapper(model):
         model.to(memory_format=torch.channels_last)
-    keep_freed_memory()
+    if on_cpu:
+        keep_freed_memory()
 
 
 def _join_cpu_processes(cfg: Config) -> None:
