@@ -172,7 +172,8 @@ class MatrixPool(nn.Module):
         """What each input has of each output, (wanted, given), with a size that may be a symbol."""
         place, output = torch.arange(given), torch.arange(wanted)[:, None]
         start, stop = output * given // wanted, ((output + 1) * given + wanted - 1) // wanted
-        return ((place >= start) & (place < stop)).to(like) / (stop - start).to(like)
+        within = torch.logical_and(place >= start, place < stop)
+        return within.to(like) / (stop - start).to(like)
 
 
 class Network(nn.Module):

@@ -161,7 +161,7 @@ class Processor:
                 for f in (self.align_corners, self.crops, self.end_to_end, self.scores)
             )
             and self.end_to_end >= self.scores,
-            'temperature': _is_number(self.temperature) and self.temperature > 0,
+            'temperature': _is_number(self.temperature) and 1e-3 <= self.temperature <= 1e3,
             'calibration_error': len(self.calibration_error) in (0, 2)
             and all(map(_is_number, self.calibration_error)),
         }

@@ -383,6 +383,24 @@ def test_pooling_to_a_size_is_a_matrix_product(given):
         torch.testing.assert_close(MatrixPool(size)(x), expected)
 
 
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d((2, 3))
+
+    def forward(self, x):
+        return x + self.pool(x).amax((2, 3), keepdim=True)
+
+
+def test_pooling_to_a_size_goes_into_torchs_files(model, tmp_path):
+    if OLD_TORCH:
+        pytest.skip('torch 2.12 ties the file to sizes like the example')
+    pooled = copy.deepcopy(model)
+    pooled.backbone.stages[0].append(Pooled())
+    report = export(pooled, tmp_path / 'a.pt2', 'torch-export', size=(40, 48))
+    assert report.images == 'images of 40x48, 31x31'
+
+
 class OneSize(nn.Module):
     """A layer that an exporter ties to the sizes that it saw."""
 
