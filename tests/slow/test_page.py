@@ -127,6 +127,35 @@ def test_labels_from_a_file_are_those_of_a_segmenter(made, photos, tmp_path):
         page.close()
 
 
+@pytest.mark.parametrize('made', ['fp32'], indirect=True)
+def test_folders_and_the_camera(made, photos, tmp_path):
+    page = Page(
+        made[0].as_uri(), '--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream'
+    )
+    names = '[...document.getElementById("names").options].map((one) => one.text).sort()'
+    try:
+        until(page, 'Ready')
+        below = tmp_path / 'photos' / 'below'
+        below.mkdir()
+        (below / 'notes.txt').touch()
+        Image.new('RGB', (9, 9)).save(below / 'z.png')
+        page.choose('#folder', photos[0].parent)
+        until(page, 'left out, no images by their names: 1')
+        assert page.run(names) == [*(photo.name for photo in photos), 'z.png']
+        data = dict(items=[], files=[str(below), str(photos[4])], dragOperationsMask=1)
+        for kind in ('dragEnter', 'dragOver', 'drop'):
+            page.call('Input.dispatchDragEvent', type=kind, x=300, y=400, data=data)
+        until(page, 'z.png: ')
+        assert page.run(names) == [photos[4].name, 'z.png']
+        page.run('document.getElementById("camera").click()')
+        until(page, 'camera: ')
+        assert page.run('document.getElementById("camera").textContent') == 'Stop'
+        page.run('document.getElementById("camera").click()')
+        assert page.run('document.getElementById("camera").textContent') == 'Camera'
+    finally:
+        page.close()
+
+
 class Isolating(http.server.SimpleHTTPRequestHandler):
     def end_headers(self):
         self.send_header('Cross-Origin-Opener-Policy', 'same-origin')
