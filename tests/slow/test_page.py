@@ -145,7 +145,7 @@ def test_folders_and_the_camera(made, photos, tmp_path):
         data = dict(items=[], files=[str(below), str(photos[4])], dragOperationsMask=1)
         for kind in ('dragEnter', 'dragOver', 'drop'):
             page.call('Input.dispatchDragEvent', type=kind, x=300, y=400, data=data)
-        until(page, 'z.png: ')
+        until(page, f'{photos[4].name}: ')
         assert page.run(names) == [photos[4].name, 'z.png']
         page.run('document.getElementById("camera").click()')
         until(page, 'camera: ')
