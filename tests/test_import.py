@@ -38,6 +38,7 @@ def test_an_import_adds_the_parts_and_nothing_else():
         'mmengine.weight initializer.ForeignPretrained',
         'mmseg.dataset.CamVidDataset',
         'mmseg.metric.ClassIoUMetric',
+        'mmseg.metric.ReportMetric',
         'mmseg.model.CaffeFCN8Head',
         'mmseg.model.DistilledEncoderDecoder',
         'mmseg.model.FCN8Head',

@@ -1,97 +1,11 @@
-"""Turn VGG16 or FCN weights of another origin into a checkpoint of ours."""
+"""Turn VGG16 or FCN weights of another origin into a checkpoint of ours.
 
-from __future__ import annotations
+The same as ``ssnet_mm convert``; see :mod:`ssnet_mm.commands.convert`.
+"""
 
-import argparse
-from collections.abc import Sequence
+from ssnet_mm.commands import script
 
-from ssnet_mm.engine.launch import CfgOptions, load_config
-from ssnet_mm.errors import exit_on_user_error
-from ssnet_mm.weights import INPUTS, SOURCES
-from ssnet_mm.weights.convert import convert_weights
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('file', metavar='FILE', help='file of weights, of any known format')
-    parser.add_argument('dest', metavar='DEST', help='checkpoint to write: .pth or .safetensors')
-    parser.add_argument(
-        '--from',
-        dest='source',
-        default='auto',
-        choices=['auto', *SOURCES],
-        help='whose weights they are',
-    )
-    parser.add_argument(
-        '--config',
-        help='write the whole net of this config, which tools/test.py loads; without it only what '
-        'was converted is written',
-    )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help='as in train.py'
-    )
-    parser.add_argument(
-        '--factorize',
-        action='store_true',
-        help='split dense convolutions into the closest separable ones (FastFCN8 from FCN8)',
-    )
-    parser.add_argument(
-        '--skip',
-        nargs='+',
-        default=[],
-        metavar='NAME',
-        help='with --config: beginnings of parameter names that stay as the net is built, as '
-        'backbone.fc6',
-    )
-    parser.add_argument(
-        '--bn-batches',
-        type=int,
-        default=0,
-        metavar='N',
-        help='with --config: measure batch norm on N batches of its training images (no labels are '
-        'read); layers from weights without batch norm, and factorised ones, are fitted to them',
-    )
-    parser.add_argument(
-        '--num-classes',
-        type=int,
-        metavar='N',
-        help='without --config: make the score layers anew for N classes',
-    )
-    parser.add_argument(
-        '--bn-eps',
-        type=float,
-        metavar='E',
-        help='without --config: epsilon of the batch norm that will take the weights (default: '
-        "1e-3, our configs')",
-    )
-    parser.add_argument(
-        '--input',
-        choices=INPUTS,
-        help="the images that the weights expect, where they are not the source's usual ones",
-    )
-    parser.add_argument('--overwrite', action='store_true', help='replace DEST')
-    return parser.parse_args(argv)
-
-
-@exit_on_user_error
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    conversion = convert_weights(
-        args.file,
-        args.dest,
-        args.source,
-        cfg=load_config(args.config, args.cfg_options) if args.config else None,
-        num_classes=args.num_classes,
-        factorize=args.factorize,
-        bn_eps=args.bn_eps,
-        bn_batches=args.bn_batches,
-        skip=args.skip,
-        input=args.input,
-        overwrite=args.overwrite,
-    )
-    print(conversion.account())
-    print(f'{args.dest}: written')
-
+parse_args, main = script('convert')
 
 if __name__ == '__main__':
     main()

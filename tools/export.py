@@ -1,68 +1,11 @@
-"""Export a checkpoint to one file for ONNX Runtime, OpenVINO or torch.export, and check it."""
+"""Export a checkpoint to one file for ONNX Runtime, OpenVINO or torch.export, and check it.
 
-from __future__ import annotations
+The same as ``ssnet_mm export``; see :mod:`ssnet_mm.commands.export`.
+"""
 
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
+from ssnet_mm.commands import script
 
-from ssnet_mm.deploy.check import verify
-from ssnet_mm.deploy.export import PRECISIONS, export
-from ssnet_mm.deploy.model import load_model
-from ssnet_mm.deploy.predict import find_images
-from ssnet_mm.deploy.runtimes import FORMATS
-from ssnet_mm.engine import launch
-from ssnet_mm.errors import UserError, exit_on_user_error
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    launch.add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file; every weight must fit the model')
-    parser.add_argument('--format', required=True, choices=list(FORMATS))
-    parser.add_argument(
-        '--out', metavar='FILE', help="(default: the config's name with .onnx, .xml or .pt2)"
-    )
-    parser.add_argument(
-        '--end-to-end', action='store_true',
-        help='from uint8 RGB images (N, H, W, 3) to uint8 labels (N, H, W); otherwise from '
-        'normalised float images (N, 3, H, W) to logits',
-    )  # fmt: skip
-    parser.add_argument('--precision', choices=PRECISIONS, default='fp32', help='(%(default)s)')
-    parser.add_argument(
-        '--calibrate', metavar='FOLDER', help='images for int8; some hundred of the training data'
-    )
-    parser.add_argument(
-        '--size', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'),
-        help='of the example image; the file takes any (512 512)',
-    )  # fmt: skip
-    parser.add_argument(
-        '--verify', nargs='?', const='val', choices=['val', 'test'],
-        help="mIoU of model and file on the config's data (val)",
-    )  # fmt: skip
-    return parser.parse_args(argv)
-
-
-@exit_on_user_error
-def main(argv: Sequence[str] | None = None) -> None:
-    """Export; exit code 2 and one line where the input is at fault."""
-    args = parse_args(argv)
-    cfg = launch.load_config(args.config, args.cfg_options)
-    out = args.out or Path(args.config).stem + FORMATS[args.format].suffix
-    calibration = find_images(args.calibrate) if args.calibrate else None
-    if min(args.size) < 1:
-        raise UserError(f'--size must be positive, got {args.size}')
-    model = load_model(cfg, args.checkpoint, 'cpu')
-    report = export(
-        model, out, args.format, precision=args.precision, end_to_end=args.end_to_end,
-        size=tuple(args.size), calibration=calibration,
-    )  # fmt: skip
-    print(f'{out}: {report}')
-    if args.verify:
-        for name, scores in verify(model, out, args.verify).items():
-            print(f'mIoU on {args.verify}, {name}: {scores["mIoU"]:.2f}%')
-
+parse_args, main = script('export')
 
 if __name__ == '__main__':
     main()

@@ -1,63 +1,11 @@
-"""Test (and evaluate) a segmentor."""
+"""Test (and evaluate) a segmentor.
 
-from __future__ import annotations
+The same as ``ssnet_mm test``; see :mod:`ssnet_mm.commands.test`.
+"""
 
-import argparse
-from collections.abc import Sequence
+from ssnet_mm.commands import script
 
-from mmengine.hooks import Hook
-
-from ssnet_mm.deploy import BFloat16Hook, FuseHook
-from ssnet_mm.engine import launch
-from ssnet_mm.errors import exit_on_user_error
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    launch.add_config_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file; every weight must fit the model')
-    launch.add_run_arguments(parser)
-    parser.add_argument('--out', metavar='DIR', help='write an index PNG per image')
-    parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument(
-        '--show-dir', metavar='DIR', help='write painted predictions to DIR/vis_data/vis_image'
-    )
-    parser.add_argument(
-        '--wait-time', type=float, default=2, help='seconds that --show waits (default: 2)'
-    )
-    parser.add_argument(
-        '--fuse',
-        action='store_true',
-        help='test the model as it is deployed, batch norms folded',
-    )
-    parser.add_argument(
-        '--precision', choices=['fp32', 'bf16'], default='fp32', help='to compute in (%(default)s)'
-    )
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
-    return parser.parse_args(argv)
-
-
-@exit_on_user_error
-def main(argv: Sequence[str] | None = None) -> None:
-    """Test; exit code 2 and one line where the input is at fault."""
-    args = parse_args(argv)
-    # precedence: flags, then --cfg-options, then the config
-    cfg = launch.load_config(args.config, args.cfg_options)
-    launch.apply_run_arguments(cfg, args)
-    cfg.load_from = args.checkpoint
-    cfg.resume = False  # a config that resumes its training is tested like any other
-    if args.show or args.show_dir:
-        launch.paint_predictions(cfg, args.show, args.show_dir, args.wait_time)
-    if args.tta:
-        launch.use_tta(cfg)
-    if args.out is not None:
-        launch.write_predictions(cfg, args.out)
-    hooks: list[Hook] = [FuseHook()] if args.fuse else []
-    if args.precision == 'bf16':
-        hooks.append(BFloat16Hook())
-    launch.run(cfg, 'test', hooks, skip_data_check=args.skip_data_check)
-
+parse_args, main = script('test')
 
 if __name__ == '__main__':
     main()

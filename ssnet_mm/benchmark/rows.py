@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ssnet_mm.deploy.model import check_device
 from ssnet_mm.deploy.runtimes import FORMATS
 from ssnet_mm.errors import UserError
 
@@ -58,6 +57,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and np.min(value) < 1:
                 raise UserError(f'{name} must be at least 1, got {value}')
+        from ssnet_mm.deploy.device import check_device  # imports torch
+
         check_device(self.device)
 
 

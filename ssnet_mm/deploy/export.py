@@ -20,12 +20,11 @@ from ssnet_mm.deploy.fusion import fuse
 from ssnet_mm.deploy.images import Pixels, read_image
 from ssnet_mm.deploy.network import Network, make_processor
 from ssnet_mm.deploy.processor import Processor
-from ssnet_mm.deploy.runtimes import FORMATS, load, module_of
+from ssnet_mm.deploy.runtimes import FORMATS, PRECISIONS, load, module_of
 from ssnet_mm.engine.config import describe
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import make_folder, temporary_name
 
-PRECISIONS = tuple(dict.fromkeys(p for f in FORMATS.values() for p in f.precisions))
 _CHECKED = 4  # of the images for INT8, at most: not calibrated on, but compared
 _FEW = 8  # images for INT8 below which all are calibrated on, and compared mirrored
 _FLAT = 4.0  # grey levels: the least that calibration images vary by in themselves, on average

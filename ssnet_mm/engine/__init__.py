@@ -6,12 +6,12 @@ from .backends import AtomicBackend
 from .checkpoint import load_checkpoint, load_state_dict, read_checkpoint
 from .guards import GuardHook
 from .hooks import PlainCheckpointHook
-from .metrics import ClassIoUMetric
+from .metrics import ClassIoUMetric, ReportMetric
 from .mixed_precision import BFloat16OptimWrapper
 from .tta import MeanProbabilityTTAModel
 
 __all__ = [
     'AtomicBackend', 'BFloat16OptimWrapper', 'ClassIoUMetric', 'GuardHook',
-    'MeanProbabilityTTAModel', 'PlainCheckpointHook', 'atomic_write', 'load_checkpoint',
-    'load_state_dict', 'read_checkpoint',
+    'MeanProbabilityTTAModel', 'PlainCheckpointHook', 'ReportMetric', 'atomic_write',
+    'load_checkpoint', 'load_state_dict', 'read_checkpoint',
 ]  # fmt: skip

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
-from ssnet_mm.engine.options import apply_options
+from ssnet_mm.engine.options import apply_options, foreign_bases
 from ssnet_mm.errors import UserError
+from ssnet_mm.own_configs import configs_folder, find_config
 
 
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
-    """Read a config file and set ``--cfg-options`` in it.
+    """Read a config, a file or one of ours by its name, and set ``--cfg-options`` in it.
 
     Variables of config files may be set too: ``max_iters=200`` makes the schedule, the validation
     and the checkpoints of our configs follow. See :mod:`ssnet_mm.engine.options`.
@@ -29,15 +33,44 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         UserError: The file is missing or fails, or an option contradicts its structure or would
             have no effect.
     """
-    if not os.path.isfile(path):
-        raise UserError(f'config {path} not found; check the path')
+    path = find_config(path)
     with config_errors(f'config {path}'):
+        _check_foreign_bases(path)
         cfg = Config.fromfile(path)
     with config_errors(f'--cfg-options on {path}'):
         cfg = apply_options(cfg, options or {})
     if 'model' not in cfg:
         raise UserError(f'config {path} has no model; is it one of the parts in _base_?')
     return cfg
+
+
+def _check_foreign_bases(path: str) -> None:
+    """Would mmengine look for a base config in a package that others than it stand in for?
+
+    It knows modules by the names of OpenMMLab's packages. Told that ``mmsegmentation`` is missing,
+    a user would install that over OneDL's, which provides the same module; mmengine's
+    ``get_config`` even does it by itself.
+    """
+    for file, base in foreign_bases(path):
+        module, _, name = base.partition('::')
+        package = MODULE2PACKAGE.get(module)
+        found = find_spec(module)
+        if _is_installed(package) or found is None or found.origin is None:
+            continue  # mmengine finds it, or tells what is missing
+        folder = configs_folder() if module == 'ssnet_mm' else None
+        folder = folder or Path(found.origin).parent / '.mim' / 'configs'
+        install = f', and do not install {package}, which would overwrite it' if package else ''
+        raise UserError(
+            f"{file}: mmengine can not find {base}; write the path in _base_: '{folder}/{name}'"
+            f'{install}'
+        )
+
+
+def _is_installed(package: str | None) -> bool:
+    try:
+        return bool(package and distribution(package))
+    except PackageNotFoundError:
+        return False
 
 
 @contextmanager

@@ -207,7 +207,8 @@ def build_evaluator(cfg: Config, mode: str) -> Evaluator | None:
     with config_errors(f'{stage}_evaluator of {cfg.filename}'):
         metrics = given if isinstance(given, (list, tuple)) else [given]
         for metric in metrics:
-            metric.pop('output_dir', None)  # nothing is written yet
+            for key in ('output_dir', 'report_dir'):
+                metric.pop(key, None)  # nothing is written yet
         return Evaluator(metrics)
 
 

@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py share: from a config file and flags to a running Runner."""
+"""What training and testing share: from a config file and flags to a running Runner."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from typing import IO, Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import barrier
 from mmengine.hooks import Hook
@@ -46,65 +46,6 @@ from ssnet_mm.files import sweep_temporary
 from ssnet_mm.malloc import keep_freed_memory
 
 
-class CfgOptions(DictAction):
-    """``--cfg-options key=value ...``; a malformed pair is a usage error, not a traceback."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError, RecursionError) as error:
-            raise argparse.ArgumentError(self, f'expected key=value pairs, got {values}') from error
-
-
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add CONFIG and --cfg-options."""
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        metavar='KEY=VALUE',
-        help='override settings of the config, as in train_dataloader.batch_size=8 or '
-        'key="[(1,2),(3,4)]" (quoted, without spaces)',
-    )
-
-
-def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
-    """``key=value`` words as ``--cfg-options`` takes them, where mmengine is imported late.
-
-    Raises:
-        UserError: A word is no such pair.
-    """
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions)
-    try:
-        parsed = parser.parse_args(['--cfg-options', *options] if options else [])
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from error
-    return parsed.cfg_options or {}
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --work-dir, --launcher, --skip-data-check and --local_rank."""
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    parser.add_argument(
-        '--skip-data-check',
-        action='store_true',
-        help='do not read all images and masks before the start',
-    )
-    parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], help='who starts the processes'
-    )
-    # torch.distributed.launch writes it either way, torchrun sets the environment instead
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-
-
 def apply_run_arguments(cfg: Config, args: argparse.Namespace) -> None:
     """Put --work-dir and --launcher into the config; an absent flag leaves the config's value."""
     # precedence: --work-dir, then the config's work_dir, then ./work_dirs/<name of the config>
@@ -134,6 +75,24 @@ def write_predictions(cfg: Config, folder: str) -> None:
     for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
         evaluator['output_dir'] = folder
         evaluator['keep_results'] = True  # or CityscapesMetric removes them again
+
+
+def report_scores(cfg: Config, folder: str, checkpoint: str) -> None:
+    """Have the test write a report of its scores into a folder."""
+    given = cfg.test_evaluator
+    evaluators = list(given) if isinstance(given, (list, tuple)) else [given]
+    ignored = [e['ignore_index'] for e in evaluators if e.get('ignore_index') is not None]
+    data = [
+        dataset.get('data_root')
+        for _, dataset in single_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
+    ]
+    report = dict(
+        type='ReportMetric',
+        report_dir=folder,
+        ignore_index=ignored[0] if ignored else 255,
+        about=dict(config=str(cfg.filename), checkpoint=checkpoint, data=data),
+    )
+    cfg.test_evaluator = [*evaluators, report]
 
 
 def paint_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:

@@ -1,4 +1,4 @@
-"""mmseg's IoU, for each class too, and over labels that are what they should be."""
+"""mmseg's IoU, for each class too, and reports, over labels that are what they should be."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from mmengine.dist import is_main_process
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 
 from ssnet_mm.engine.samples import label_problem, strange_labels
 from ssnet_mm.errors import UserError
+from ssnet_mm.files import make_folder
+from ssnet_mm.results.scores import BOUNDARY_RATIO, Scores, count
 
 
 @METRICS.register_module()
@@ -32,13 +38,8 @@ class ClassIoUMetric(IoUMetric):
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Count the pixels of a batch's images."""
-        num_classes = len(self.dataset_meta['classes'])
         for sample in [] if self.format_only else data_samples:
-            labels = sample['gt_sem_seg']['data']
-            found = strange_labels(labels, num_classes, self.ignore_index)
-            if found:
-                where = f'the label map of {sample.get("img_path")}'
-                raise UserError(f'{where} {label_problem(found, num_classes)}')
+            _check_labels(sample, len(self.dataset_meta['classes']), self.ignore_index)
         super().process(data_batch, data_samples)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
@@ -50,6 +51,80 @@ class ClassIoUMetric(IoUMetric):
             for name, iou in zip(self.dataset_meta['classes'], ious, strict=True):
                 metrics[f'IoU.{name}'] = round(iou, 2)
         return metrics
+
+
+def _check_labels(sample: dict, num_classes: int, ignore_index: int) -> None:
+    found = strange_labels(sample['gt_sem_seg']['data'], num_classes, ignore_index)
+    if found:
+        where = f'the label map of {sample.get("img_path")}'
+        raise UserError(f'{where} {label_problem(found, num_classes)}')
+
+
+@METRICS.register_module()
+class ReportMetric(BaseMetric):
+    """Scores of each class, boundaries included, and the confusion matrix, as files.
+
+    To stand beside a metric of mmseg, with whose values its own agree. It gives ``mBoundaryIoU``.
+
+    Args:
+        report_dir: Folder for the files of :func:`ssnet_mm.results.report.write_report`; None
+            writes none.
+        ignore_index: The label of void pixels.
+        boundary_ratio: Width of the band along boundaries, as a share of an image's diagonal; see
+            :class:`ssnet_mm.results.scores.Scores`.
+        about: What else the report should hold.
+        kwargs: As for mmengine's ``BaseMetric``.
+
+    Raises:
+        UserError: The folder can't be written to, or a label is neither a class nor
+            ``ignore_index``.
+    """
+
+    def __init__(
+        self,
+        report_dir: str | None = None,
+        ignore_index: int = 255,
+        boundary_ratio: float = BOUNDARY_RATIO,
+        about: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.report_dir = report_dir
+        self.ignore_index = ignore_index
+        self.boundary_ratio = boundary_ratio
+        self.about = dict(about or {})
+        if report_dir and is_main_process():
+            make_folder(report_dir)  # now, and not when all is tested
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Count the pixels of a batch's images."""
+        num_classes = len(self.dataset_meta['classes'])
+        for sample in data_samples:
+            _check_labels(sample, num_classes, self.ignore_index)
+            prediction, truth = (
+                sample[key]['data'][0].cpu().numpy().astype(np.int64)
+                for key in ('pred_sem_seg', 'gt_sem_seg')
+            )
+            counts = count(
+                prediction, truth, num_classes, self.ignore_index, self.boundary_ratio
+            ).ravel()
+            (places,) = counts.nonzero()  # an image shows few of many classes
+            self.results.append((places, counts[places]))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Write the files, and give what no metric of mmseg gives."""
+        classes = self.dataset_meta['classes']
+        counts = np.zeros((len(classes), len(classes) + 4), np.int64)
+        for places, values in results:
+            counts.ravel()[places] += values
+        scores = Scores(classes, counts, len(results))
+        if self.report_dir:
+            from ssnet_mm.results.report import write_report  # draws, which most tests do not
+
+            about = dict(self.about, boundary_ratio=self.boundary_ratio)
+            write_report(self.report_dir, scores, about)
+            MMLogger.get_current_instance().info(f'scores of each class: {self.report_dir}')
+        return {'mBoundaryIoU': round(scores.means()['mBoundaryIoU'], 2)}
 
 
 def check_outputs(evaluator: Any, datasets: Iterable[Any]) -> None:

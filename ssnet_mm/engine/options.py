@@ -8,6 +8,7 @@ is computed from it follows; an option that changes no setting is an error.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import copy
 import difflib
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mmseg.registry
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import Registry
 from mmengine.runner import Runner, set_random_seed
 from torch.utils.data import DataLoader
@@ -65,6 +66,37 @@ _BUILDER_KEYS = {
     'type', '_scope_', 'constructor', 'paramwise_cfg', 'requires_grad', 'priority', 'by_epoch',
     'convert_to_iter_based',
 }  # fmt: skip
+
+
+class _CfgOptions(DictAction):
+    """``--cfg-options key=value ...``; a malformed pair is a usage error, not a traceback."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError, RecursionError) as error:
+            raise argparse.ArgumentError(self, f'expected key=value pairs, got {values}') from error
+
+
+def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
+    """What ``key=value`` words mean, as mmengine's ``--cfg-options`` takes them.
+
+    Raises:
+        UserError: A word is no such pair.
+    """
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument('--cfg-options', nargs='+', action=_CfgOptions)
+    try:
+        parsed = parser.parse_args(['--cfg-options', *options] if options else [])
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from error
+    return parsed.cfg_options or {}
 
 
 def apply_options(cfg: Config, options: Mapping[str, Any]) -> Config:
@@ -335,3 +367,11 @@ def config_files(path: str) -> Iterator[str]:
             if base.endswith('.py'):
                 yield base
                 yield from config_files(base)
+
+
+def foreign_bases(path: str) -> Iterator[tuple[str, str]]:
+    """Bases of other packages, as ``mmseg::NAME``, that a config inherits, each with its file."""
+    for file in [path, *config_files(path)]:
+        if file.endswith('.py') and not Config._is_lazy_import(file):
+            with open(file, encoding='utf-8') as opened:
+                yield from ((file, base) for base in _read_config(opened.read())[0] if '::' in base)

@@ -158,7 +158,7 @@ def _look_at_data(cfg: Config, datasets: Sequence[Located]) -> list[str]:
     if report.errors:
         more = len(report.errors) - 1
         others = f' ({more} more {"kind" if more == 1 else "kinds"} of error)' if more else ''
-        raise UserError(f'{report.errors[0]}{others}; tools/check_data.py {cfg.filename} shows all')
+        raise UserError(f'{report.errors[0]}{others}; ssnet_mm check {cfg.filename} shows all')
     notes = [str(finding) for finding in report.notes]
     return notes + [
         f'{where} is not on this disk, and was not checked' for where in report.elsewhere
@@ -411,5 +411,5 @@ def _suffixes(dataset: Mapping[str, Any]) -> str:
 
 def _mend(root: str, where: str) -> str:
     if 'miniature' in os.path.basename(os.path.normpath(root)):
-        return 'make it with tools/make_miniature.py'
+        return 'make it with ssnet_mm miniature'
     return f'put it there, or point to it with --cfg-options {where}.data_root=DIR'

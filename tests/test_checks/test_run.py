@@ -98,7 +98,7 @@ def test_training_stops_before_anything_is_written(run, config, data, tmp_path):
     path = config()
     code, _, lines = run('train', path, '--work-dir', work)
     assert code == 2 and len(lines) == 1
-    assert re.search(r'3 classes .*: 3 \(400 pixels\): .*/1.png; .*check_data.py .*tiny', lines[0])
+    assert re.search(r'3 classes .*: 3 \(400 pixels\): .*/1.png; .*ssnet_mm check .*tiny', lines[0])
     assert not work.exists()
     data.change(lambda labels: labels + np.uint8(4), [3])
     _, _, lines = run('train', path, '--work-dir', work)

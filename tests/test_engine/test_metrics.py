@@ -1,4 +1,6 @@
+import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from mmseg.apis import init_model
 from PIL import Image
 
 from ssnet_mm.engine.launch import load_config
-from ssnet_mm.engine.metrics import ClassIoUMetric, check_outputs
+from ssnet_mm.engine.metrics import ClassIoUMetric, ReportMetric, check_outputs
 from ssnet_mm.errors import UserError
 
 
@@ -115,3 +117,68 @@ def test_results_that_nobody_writes_may_share_a_name(tiny_config):
 def test_configs_score_each_class():
     cfg = load_config('configs/fastfcn8_camvid.py')
     assert cfg.val_evaluator.type == cfg.test_evaluator.type == 'ClassIoUMetric'
+
+
+def _trained(tiny_config, tmp_path, changes=''):
+    config, checkpoint = tiny_config(changes), tmp_path / 'a.pth'
+    torch.save(init_model(config, None, 'cpu').state_dict(), checkpoint)
+    return config, str(checkpoint)
+
+
+def test_a_report_says_what_the_test_says(tool, tiny_config, tiny_data, tmp_path):
+    config, checkpoint = _trained(tiny_config, tmp_path)
+    work, out = tmp_path / 'work', tmp_path / 'report'
+    tool('test').main([config, checkpoint, '--work-dir', str(work), '--report', str(out)])
+    (log,) = work.glob('*/*.json')
+    logged, report = json.loads(log.read_text()), json.loads((out / 'report.json').read_text())
+    for key in ('aAcc', 'mIoU', 'mAcc', 'mBoundaryIoU'):
+        assert report[key] == pytest.approx(logged[key], abs=0.006)
+    labels = np.stack(
+        [np.array(Image.open(p)) for p in (tiny_data / 'SegmentationClass').iterdir()]
+    )
+    assert [c['support'] for c in report['classes']] == [(labels == i).sum() for i in range(3)]
+    assert np.sum(report['confusion']) == report['pixels'] == (labels < 255).sum()
+    assert (report['config'], report['checkpoint']) == (config, checkpoint)
+    assert report['data'] == [str(tiny_data)] and report['images'] == 4
+
+
+def test_a_report_of_data_elsewhere(tool, tiny_config, tiny_data, tmp_path):
+    config, checkpoint = _trained(
+        tiny_config, tmp_path,
+        f'data_root = {str(tiny_data)!r}\n'
+        'for loader in (train_dataloader, val_dataloader):\n'
+        "    loader['dataset']['data_root'] = data_root\n",
+    )  # fmt: skip
+    shutil.copytree(tiny_data, tmp_path / 'other')
+    (tmp_path / 'other' / 'train.txt').write_text('2\n')
+    out = tmp_path / 'report'
+    tool('test').main(
+        [config, checkpoint, '--work-dir', str(tmp_path / 'work'), '--report', str(out)]
+        + ['--cfg-options', f'data_root={tmp_path / "other"}']
+    )
+    report = json.loads((out / 'report.json').read_text())
+    assert (report['data'], report['images']) == ([str(tmp_path / 'other')], 1)
+
+
+def test_a_report_beside_results_and_augmentation(tool, tiny_config, tmp_path):
+    config, checkpoint = _trained(tiny_config, tmp_path, 'test_evaluator = [val_evaluator]')
+    out = ['--out', str(tmp_path / 'out'), '--report', str(tmp_path / 'report'), '--tta']
+    tool('test').main([config, checkpoint, '--work-dir', str(tmp_path / 'work'), *out])
+    confusion = np.array(json.loads((tmp_path / 'report' / 'report.json').read_text())['confusion'])
+    written = np.stack([np.array(Image.open(p)) for p in (tmp_path / 'out').iterdir()])
+    assert confusion.sum() < written.size and len(written) == 4
+
+
+def test_a_report_that_can_not_be_written_is_told_before_the_test(tiny_config, tmp_path, fails):
+    config, checkpoint = _trained(tiny_config, tmp_path)
+    (tmp_path / 'file').touch()
+    work = ['--work-dir', tmp_path / 'work']
+    line = fails('test', config, checkpoint, *work, '--report', tmp_path / 'file')
+    assert "can't make the folder" in line and '/file: ' in line
+
+
+def test_one_channel_is_reported_as_two_classes():
+    built = ReportMetric()
+    built.dataset_meta = dict(classes=('background', 'road'))
+    built.process({}, [sample([[0.0, 1.0, 1.0, 1.0]], [[0, 0, 1, 1]])])
+    assert built.evaluate(1)['mBoundaryIoU'] == pytest.approx((50 + 200 / 3) / 2, abs=0.01)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssnet_mm.commands import prepare as command
 from ssnet_mm.errors import UserError
-from ssnet_mm.prepare import command
 from ssnet_mm.prepare.formats import FORMATS
 
 from .conftest import SIZE, names, photo, read_mask, striped

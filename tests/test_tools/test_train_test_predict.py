@@ -76,7 +76,11 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny_config, tiny_data, tmp_pa
     for name, args, message in [
         *amp_fails,
         ('train', ['none.py', '--work-dir', out], 'config none.py not found'),
-        ('train', [config, '--work-dir', out, '--cfg-options', root], 'tools/make_miniature.py'),
+        (
+            'train',
+            [config, '--work-dir', out, '--cfg-options', root],
+            'make it with ssnet_mm miniature',
+        ),
         ('train', [config, '--work-dir', config], 'FileExistsError'),
         ('test', [config, none, '--work-dir', out], 'none.pth not found'),
         ('test', [config, other, '--work-dir', out], '1 unexpected: w'),

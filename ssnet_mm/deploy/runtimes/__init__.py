@@ -37,6 +37,7 @@ FORMATS = {
     ),
     'torch-export': Format('.pt2', 'torch_export', 'torch-export', ('fp32', 'fp16', 'bf16')),
 }
+PRECISIONS = tuple(dict.fromkeys(p for f in FORMATS.values() for p in f.precisions))
 SUFFIXES = ', '.join(f.suffix for f in FORMATS.values())  # for messages
 
 

@@ -1,4 +1,9 @@
-"""The command: ``prepare SOURCE DEST``."""
+"""Put photos and their annotations into the layout of Pascal VOC, checked and split.
+
+SOURCE may hold masks (class numbers, black and white, colours), or an export of CVAT
+("segmentation mask"), COCO, LabelMe or Label Studio. "prepare voc" merges VOC 2012 with SBD,
+"prepare camvid" takes both shapes of CamVid. What is in DEST already stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,7 @@ from pathlib import Path
 from ssnet_mm.errors import UserError
 from ssnet_mm.prepare.settings import Settings
 
-DESCRIPTION = 'Put photos and their annotations into the layout of Pascal VOC, checked and split.'
-EPILOG = (
-    'SOURCE may hold masks (class numbers, black and white, colours), an export of CVAT '
-    '("segmentation mask"), COCO, LabelMe or Label Studio. "prepare voc" merges VOC 2012 with SBD, '
-    '"prepare camvid" takes both shapes of CamVid. Exit code 1: files were left out; 0: none; 2: '
-    'wrong use, or nothing could be made.'
-)
+EPILOG = 'Exit code 1: files were left out; 0: none; 2: wrong use, or nothing could be made.'
 FORMATS = (  # as in ssnet_mm.prepare.formats, which takes long to import
     'index', 'binary', 'colours', 'cvat', 'coco', 'labelme', 'label-studio', 'label-studio-png',
     'camvid',
@@ -25,12 +24,13 @@ NAMED = ('voc', 'camvid')  # data sets with a way of their own
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add SOURCE, DEST and the options."""
+    parser.usage = '%(prog)s [voc | camvid] SOURCE DEST [options]'
     parser.add_argument(
         'paths',
         nargs='+',
         metavar='SOURCE DEST',
         help='folder of photos and annotations; folder to make, or one made before, to which what '
-        'is new is added. For the data sets: "voc SOURCE DEST", "camvid SOURCE DEST"',
+        'is new is added',
     )
     add_source_arguments(parser)
 

@@ -1,0 +1,30 @@
+"""Read every image and mask that a config names, and say what would spoil training or scores."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ssnet_mm.commands.arguments import add_config_arguments, load_config
+
+EPILOG = 'Exit code 1: something would; 0: nothing; 2: wrong use.'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument(
+        '--out',
+        default='data_check.png',
+        metavar='FILE',
+        help='picture of some images and their masks to write (%(default)s)',
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    from ssnet_mm.engine.preflight import check_whole_data
+
+    report, drawn = check_whole_data(load_config(args), args.out)
+    print('\n'.join(report.lines()))
+    if drawn:
+        print(f'images with their masks, to look at: {args.out}')
+    sys.exit(1 if report.errors else 0)

@@ -1,0 +1,114 @@
+"""Segment images or a video with a checkpoint or an exported model.
+
+CONFIG CHECKPOINT SOURCE runs a checkpoint, MODEL SOURCE an exported file (.onnx, .xml, .pt2).
+SOURCE is an image, a folder of images, - (paths on standard input, one a line), a video, or a
+camera's number. Images get a colour overlay and an index PNG, videos and cameras an overlay video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ssnet_mm.commands import load_toolbox
+from ssnet_mm.commands.arguments import add_options
+from ssnet_mm.deploy import predict
+from ssnet_mm.deploy.runtimes import format_of
+from ssnet_mm.deploy.segmenter import Segmenter
+from ssnet_mm.errors import UserError
+from ssnet_mm.limits import MAX_PIXELS
+from ssnet_mm.malloc import keep_freed_memory
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument('model', metavar='CONFIG|MODEL', help='config, or an exported model')
+    parser.add_argument('checkpoint', nargs='?', help='for a config; every weight must fit')
+    parser.add_argument('source', metavar='SOURCE', help='image, folder, -, video or camera number')
+    add_options(parser, help='override settings of the config')
+    parser.add_argument(
+        '--out-dir', required=True, metavar='DIR',
+        help='gets overlay/<name>.png and index/<name>.png, or <name>.mp4',
+    )  # fmt: skip
+    parser.add_argument('--device', help='cpu or cuda:0 (default: CUDA where there is some)')
+    parser.add_argument('--threads', type=int, metavar='N', help='that the runtime may use')
+    parser.add_argument(
+        '--precision', choices=['fp32', 'bf16'],
+        help="to compute in (default: a file's own; float32 for a config)",
+    )  # fmt: skip
+    parser.add_argument(
+        '--max-pixels', type=int, default=MAX_PIXELS, metavar='N',
+        help='skip images of more (%(default)s)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--trust-model', action='store_true',
+        help='run an exported model whatever is in it: a .pt2 may then run any code',
+    )  # fmt: skip
+    parser.add_argument('--no-fuse', action='store_true', help="run a config's model as it is")
+    parser.add_argument(
+        '--opacity', type=float, default=0.5, help='of the colours, 0 to 1 (default: 0.5)'
+    )
+    parser.add_argument(
+        '--tile', type=int, metavar='N', help='large images in overlapping tiles of NxN pixels'
+    )
+    parser.add_argument('--overlap', type=int, metavar='N', help='of tiles (default: an eighth)')
+    parser.add_argument(
+        '--scale', type=float, nargs='+', metavar='S',
+        help="instead of the test pipeline's Resize: a factor (1: as they are), or WIDTH HEIGHT",
+    )  # fmt: skip
+    parser.add_argument('--batch-size', type=int, default=1, metavar='N', help='(%(default)s)')
+    parser.add_argument('--show', action='store_true', help='videos: in a window as well; q ends')
+    parser.add_argument('--limit', type=int, metavar='N', help='videos: so many frames')
+
+
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """UserError for options that would do nothing."""
+    video = predict.is_video(args.source)
+    exported = format_of(args.model) is not None
+    for given, what, useless in (
+        (args.cfg_options, '--cfg-options changes a config', exported),
+        (args.no_fuse, '--no-fuse runs a config', exported),
+        (args.show, '--show shows frames of a video', not video),
+        (args.limit is not None, '--limit counts frames of a video', not video),
+    ):
+        if given and useless:
+            source = args.model if exported and 'config' in what else args.source
+            raise UserError(f'{what}, and {source} is none; leave it out')
+
+
+def main(args: argparse.Namespace) -> None:
+    """Predict; exit code 2 and one line where the input is at fault."""
+    _refuse_unused(args)
+    predict.check_output(args.out_dir, args.opacity)
+    video = predict.is_video(args.source)
+    images = [] if video else predict.find_images(args.source)
+    model = args.model
+    if args.checkpoint is not None and format_of(model) is None:
+        load_toolbox()
+        from ssnet_mm.engine.config import load_config
+        from ssnet_mm.engine.options import parse_options
+
+        model = load_config(model, parse_options(args.cfg_options))
+    scale = args.scale and (args.scale[0] if len(args.scale) == 1 else tuple(args.scale))
+    segment = Segmenter(
+        model, args.checkpoint, device=args.device, threads=args.threads, fuse=not args.no_fuse,
+        precision=args.precision, max_pixels=args.max_pixels, trust=args.trust_model,
+        batch_size=args.batch_size, tile=args.tile, overlap=args.overlap, scale=scale,
+    )  # fmt: skip
+    if args.tile is None:  # large images come and go, and would be kept once by each thread
+        keep_freed_memory()  # from here on every image takes the same again
+    if video:
+        count, file = predict.predict_video(
+            segment, args.source, args.out_dir, args.opacity, args.show, args.limit
+        )
+        print(f'{count} frames segmented: {file}')
+    else:
+        failures = predict.predict_images(segment, images, args.out_dir, args.opacity)
+        if failures:
+            for failure in failures if len(failures) > 3 else ():
+                print(' '.join(failure.split()), file=sys.stderr)
+            shown = '; '.join(failures) if len(failures) <= 3 else 'named above'
+            raise UserError(
+                f'{len(failures)} of {len(images)} images could not be segmented: {shown}'
+            )
+        print(f'{len(images)} images segmented: {args.out_dir}/overlay and {args.out_dir}/index')

@@ -1,0 +1,144 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.export_formats import need
+from PIL import Image
+
+from ssnet_mm import build_model, weights
+from ssnet_mm.commands import COMMANDS, convert, main, parser_of
+from ssnet_mm.deploy.export import export
+from ssnet_mm.engine.options import parse_options
+from ssnet_mm.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = {
+    'benchmark': 'benchmark', 'check': 'check_data', 'convert': 'convert_weights',
+    'export': 'export', 'miniature': 'make_miniature', 'predict': 'predict',
+    'show': 'show_predictions', 'test': 'test', 'train': 'train',
+}  # fmt: skip
+# Says what was imported, after the code that stands before it.
+HEAVY = "import sys; print(sorted({'torch', 'mmengine', 'mmseg', 'mmcv'} & set(sys.modules)))"
+
+
+def in_process(code, *argv, **environment):
+    """Run code in a process whose command line is the given one."""
+    code = f'import sys; sys.argv = {list(argv)!r}\n{code}\n{HEAVY}'
+    return subprocess.run(
+        [sys.executable, '-c', code],
+        env={**os.environ, 'PYTHONPATH': str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+ASK_ALL = """
+from ssnet_mm.commands import COMMANDS, main
+for words in (['--help'], ['--version'], [], ['trian'], *([name, '--help'] for name in COMMANDS),
+              *([name, '--no-such', 'a', 'b', 'c'] for name in COMMANDS)):
+    try:
+        main(words)
+    except SystemExit as done:
+        assert done.code == (0 if '--help' in words or '--version' in words else 2), words
+    else:
+        raise AssertionError(words)
+"""
+
+
+def test_help_and_wrong_usage_import_no_torch():
+    done = in_process(ASK_ALL, '/bin/ssnet_mm')
+    assert done.stdout.splitlines()[-1] == '[]', done.stdout + done.stderr
+    assert 'ssnet_mm 0.' in done.stdout and 'Traceback' not in done.stderr
+    assert 'ssnet_mm: error: no command trian; did you mean train?' in done.stderr
+    assert 'error: unrecognized arguments: --no-such' in done.stderr
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit, match='0'):
+        main(['--help'])
+    printed = capsys.readouterr().out
+    assert all(f'\n  {name} ' in printed and row.help in printed for name, row in COMMANDS.items())
+
+
+@pytest.mark.parametrize(
+    ('argv', 'heavy'),
+    [(['/bin/ssnet_mm'], False), (['tools/train.py'], False), (['mine.py'], True)],
+)
+def test_only_our_own_commands_import_the_parts_late(argv, heavy):
+    done = in_process(f'import os; os.chdir({str(ROOT)!r}); import ssnet_mm', *argv)
+    assert done.stdout.splitlines()[-1] == (
+        "['mmcv', 'mmengine', 'mmseg', 'torch']" if heavy else '[]'
+    )
+
+
+def test_parts_that_a_command_has_not_imported_yet_are_there_when_they_are_asked_for():
+    code = (
+        'import ssnet_mm; assert "torch" not in sys.modules; ssnet_mm.VGG16; '
+        'from mmseg.registry import MODELS; assert MODELS.get("FCN8Head") is ssnet_mm.FCN8Head'
+    )
+    assert in_process(code, '/bin/ssnet_mm').returncode == 0
+
+
+def test_a_module_runs_as_the_command():
+    done = subprocess.run(
+        [sys.executable, '-X', 'importtime', '-m', 'ssnet_mm', 'train', 'a', '--cfg-options', 'b'],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and '| torch\n' not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last == (
+        'ssnet_mm train: error: argument --cfg-options: expected key=value pairs, got b'
+    )
+
+
+@pytest.mark.parametrize(('format', 'suffix'), [('onnx', 'onnx'), ('openvino', 'xml')])
+def test_an_exported_model_is_run_without_torch(tmp_path, format, suffix):
+    need(format)
+    model = build_model(3, 'ds', base_channels=4, fc_channels=8).eval()
+    path = tmp_path / f'tiny.{suffix}'
+    export(model, path, format, size=(40, 40))
+    Image.new('RGB', (40, 40)).save(tmp_path / 'photo.png')
+    words = ['predict', str(path), str(tmp_path / 'photo.png'), '--out-dir', str(tmp_path / 'out')]
+    done = in_process(f'from ssnet_mm.commands import main; main({words!r})', '/bin/ssnet_mm')
+    assert done.stdout.splitlines()[-1] == '[]', done.stdout + done.stderr
+    assert Image.open(tmp_path / 'out' / 'index' / 'photo.png').size == (40, 40)
+
+
+def test_the_toolbox_that_is_not_there_is_told_in_one_line(tmp_path):
+    hidden = (
+        'import importlib.util as u; find = u.find_spec\n'
+        'u.find_spec = lambda name, *a: None if name == "mmseg" else find(name, *a)\n'
+        'from ssnet_mm.commands import main; main(["train", "fcn8_voc"])'
+    )
+    done = in_process(hidden, '/bin/ssnet_mm')
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith('ssnet_mm: error: ') and "no module 'mmseg' here. Install one" in line
+
+
+@pytest.mark.parametrize('name', TOOLS)
+def test_a_tool_takes_what_its_command_takes(name, tool):
+    script, parser = tool(TOOLS[name]), parser_of(name, 'x')
+    needed = [a for a in parser._actions if a.required]
+    words = [
+        w for a in needed for w in [*a.option_strings[:1], *(list(a.choices or ())[:1] or ['1'])]
+    ]
+    assert vars(script.parse_args(words)) == vars(parser.parse_args(words))
+    assert set(TOOLS) <= set(COMMANDS)
+    assert script.__doc__.startswith(parser.description.split('\n')[0])
+
+
+def test_names_that_are_written_twice_are_the_same():
+    assert set(convert.SOURCES) == set(weights.SOURCES)
+    assert set(convert.INPUTS) == set(weights.INPUTS)
+
+
+def test_options_mean_what_they_mean_to_mmengine(capsys):
+    words = ['c.py', '--cfg-options', 'a.b=1', 'c=[(1,2)]']
+    given = parser_of('check', 'x').parse_args(words).cfg_options
+    assert parse_options(given) == {'a.b': 1, 'c': [(1, 2)]}
+    assert parse_options(None) == {}
+    with pytest.raises(UserError, match='argument --cfg-options: expected key=value pairs'):
+        parse_options(["a=[dict(type='B',c=[1])]"])  # mmengine's own parser goes round without end
