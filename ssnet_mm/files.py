@@ -60,6 +60,22 @@ def write_result(path: str | os.PathLike[str], data: bytes) -> None:
         ) from error
 
 
+def named_file(path: str) -> str:
+    """What a file of one name, as ``best`` and ``last_checkpoint`` in a work directory, names.
+
+    Whatever folder its name has, a file beside it comes first: the folder may be a copy. Any other
+    path is returned as it is.
+    """
+    try:
+        if os.path.getsize(path) > 4096:
+            return path
+        name = Path(path).read_text(encoding='utf-8').strip()
+    except (OSError, ValueError):  # not there, no text
+        return path
+    beside = os.path.join(os.path.dirname(path), os.path.basename(name))
+    return next((found for found in (beside, name) if name and os.path.isfile(found)), path)
+
+
 def sweep_temporary(folder: str | os.PathLike[str]) -> None:
     """Remove what killed writers left in a folder in which nobody else is writing."""
     for path in Path(folder).glob('.*.tmp*'):

@@ -33,6 +33,7 @@ def test_an_import_adds_the_parts_and_nothing_else():
     assert parts.split(', ') == [
         'mmengine.hook.GuardHook',
         'mmengine.hook.PlainCheckpointHook',
+        'mmengine.hook.ValLossHook',
         'mmengine.model.SeparableConv2d',
         'mmengine.optim_wrapper.BFloat16OptimWrapper',
         'mmengine.weight initializer.ForeignPretrained',

@@ -21,6 +21,7 @@ default_hooks = dict(
     plain_checkpoint=dict(type='PlainCheckpointHook'),
     # Stops at NaN and infinity; batch norm's statistics and losses are those of all processes.
     guard=dict(type='GuardHook'),
+    val_loss=dict(type='ValLossHook'),  # beside mIoU, in every validation
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )

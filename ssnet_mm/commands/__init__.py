@@ -9,10 +9,13 @@ usage answer at once. So a module imports what is heavy in its ``main``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import inspect
+import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
@@ -48,6 +51,14 @@ COMMANDS = {
         'ssnet_mm.commands.miniature', 'draw a small data set to try things on', toolbox=False
     ),
 }
+
+# What the stacks print and warn of whatever is run.
+_NOISE = (
+    'Could not import OneDL',
+    'Fail to import ``MultiScaleDeformableAttention``',
+    'Default ``avg_non_ignore`` is False',
+    'The draw is False, it means that the hook for visualization',
+)
 
 
 def parser_of(command: str, prog: str | None = None) -> argparse.ArgumentParser:
@@ -86,12 +97,19 @@ def load_toolbox() -> None:
     """
     import ssnet_mm
 
+    for message in _NOISE:
+        warnings.filterwarnings('ignore', message)
+    printed = io.StringIO()
     try:
-        ssnet_mm.register()
+        with contextlib.redirect_stdout(printed):
+            ssnet_mm.register()
     except ImportError as error:
         if isinstance(error, ssnet_mm.ToolboxMissing):
             raise UserError(str(error)) from error
         raise
+    finally:
+        said = printed.getvalue().splitlines(keepends=True)
+        sys.stdout.write(''.join(line for line in said if line.strip() not in _NOISE))
 
 
 @exit_on_user_error

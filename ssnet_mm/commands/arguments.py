@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ssnet_mm.files import named_file
+
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add CONFIG and --cfg-options, which :func:`load_config` takes."""
@@ -38,7 +40,10 @@ def load_config(args: argparse.Namespace) -> Any:
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add CHECKPOINT."""
-    parser.add_argument('checkpoint', help='checkpoint file; every weight must fit the model')
+    parser.add_argument(
+        'checkpoint', type=named_file,
+        help='checkpoint file, or one that names it, as WORK_DIR/best; every weight must fit',
+    )  # fmt: skip
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from ssnet_mm.deploy import predict
 from ssnet_mm.deploy.runtimes import format_of
 from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.errors import UserError
+from ssnet_mm.files import named_file
 from ssnet_mm.limits import MAX_PIXELS
 from ssnet_mm.malloc import keep_freed_memory
 
@@ -23,7 +24,9 @@ from ssnet_mm.malloc import keep_freed_memory
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument('model', metavar='CONFIG|MODEL', help='config, or an exported model')
-    parser.add_argument('checkpoint', nargs='?', help='for a config; every weight must fit')
+    parser.add_argument(
+        'checkpoint', nargs='?', type=named_file, help='for a config; every weight must fit'
+    )
     parser.add_argument('source', metavar='SOURCE', help='image, folder, -, video or camera number')
     add_options(parser, help='override settings of the config')
     parser.add_argument(

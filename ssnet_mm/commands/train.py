@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--resume', action='store_true', help='go on from the last checkpoint in the work dir'
     )
     parser.add_argument(
+        '--tensorboard', action='store_true', help='write curves for TensorBoard as well'
+    )
+    parser.add_argument(
         '--amp',
         action='store_true',
         help='train in mixed precision: float16 on CUDA, bfloat16 on CPUs that are fast in it',
@@ -34,6 +37,8 @@ def main(args: argparse.Namespace) -> None:
     cfg = load_config(args)
     launch.apply_run_arguments(cfg, args)
     notes = launch.use_amp(cfg, args.amp_dtype) if args.amp or args.amp_dtype else []
+    if args.tensorboard:
+        launch.use_tensorboard(cfg)
     if args.resume:
         cfg.resume = True
     launch.run(cfg, 'train', skip_data_check=args.skip_data_check, notes=notes)

@@ -24,6 +24,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ssnet_mm.engine.console import tell
 from ssnet_mm.layers import SeparableConv2d
 from ssnet_mm.models import VGG16
 
@@ -114,7 +115,7 @@ class FuseHook(Hook):
         else:
             runner.model = fuse(runner.model)
         folded = norms - _count(runner.model, _NORMS)
-        runner.logger.info(f'Fused for inference: {folded} of {norms} batch norms folded')
+        tell(runner.logger, f'fused for inference: {folded} of {norms} batch norms folded')
 
 
 class _FoldedConvModule(ConvModule):

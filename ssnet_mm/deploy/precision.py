@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.mkldnn import to_mkldnn
 
+from ssnet_mm.engine.console import tell
 from ssnet_mm.errors import UserError
 from ssnet_mm.models import FCN8Head
 
@@ -88,4 +89,4 @@ class BFloat16Hook(Hook):
 
     def before_test_epoch(self, runner: Runner) -> None:
         compute_in_bfloat16(runner.model)
-        runner.logger.info('Testing in bfloat16')
+        tell(runner.logger, 'testing in bfloat16')

@@ -9,9 +9,10 @@ from .hooks import PlainCheckpointHook
 from .metrics import ClassIoUMetric, ReportMetric
 from .mixed_precision import BFloat16OptimWrapper
 from .tta import MeanProbabilityTTAModel
+from .val_loss import ValLossHook
 
 __all__ = [
     'AtomicBackend', 'BFloat16OptimWrapper', 'ClassIoUMetric', 'GuardHook',
-    'MeanProbabilityTTAModel', 'PlainCheckpointHook', 'ReportMetric', 'atomic_write',
+    'MeanProbabilityTTAModel', 'PlainCheckpointHook', 'ReportMetric', 'ValLossHook', 'atomic_write',
     'load_checkpoint', 'load_state_dict', 'read_checkpoint',
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from typing import IO, Any
 
 import torch
@@ -26,6 +27,7 @@ from ssnet_mm.engine import settings
 from ssnet_mm.engine.checkpoint import check_unmixed, weights_only
 from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
+from ssnet_mm.engine.console import BestHook, introduce, quieten, quieten_current
 from ssnet_mm.engine.disk import full_disk, write_whole
 from ssnet_mm.engine.dry_run import OUT_OF_MEMORY
 from ssnet_mm.engine.guards import GuardHook
@@ -67,6 +69,21 @@ def use_tta(cfg: Config) -> None:
     cfg.model = dict(cfg.tta_model, module=cfg.model)
     if cfg.model.type == 'SegTTAModel':
         cfg.model.type = 'MeanProbabilityTTAModel'  # the same, but for one output channel
+
+
+def use_tensorboard(cfg: Config) -> None:
+    """Have a run write its curves for TensorBoard as well, into its ``vis_data``."""
+    try:
+        import_module('torch.utils.tensorboard')
+    except ImportError as error:
+        raise UserError(
+            f'--tensorboard needs tensorboard; run: pip install "ssnet_mm[tensorboard]" ({error})'
+        ) from error
+    visualizer = cfg.setdefault('visualizer', dict(type='SegLocalVisualizer', name='visualizer'))
+    backends = list(visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
+    if all(backend['type'] != 'TensorboardVisBackend' for backend in backends):
+        backends.append(dict(type='TensorboardVisBackend'))
+    visualizer['vis_backends'] = backends
 
 
 def write_predictions(cfg: Config, folder: str) -> None:
@@ -169,6 +186,7 @@ def run(
     Raises:
         UserError: From ``preflight``, or a mistake in the config that only building shows.
     """
+    quieten_current(mode)
     if mode == 'test':
         with full_disk(cfg.work_dir, 'test again'):
             prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
@@ -182,7 +200,7 @@ def run(
             prepared.notes.extend(notes)
             first = is_first_process(cfg)
             with sole_training(cfg.work_dir) if first else nullcontext():
-                _run(cfg, mode, [*hooks, RepeatableHook(), StopHook(signals)], prepared)
+                _run(cfg, mode, [*hooks, RepeatableHook(), StopHook(signals), BestHook()], prepared)
 
 
 def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> None:
@@ -197,6 +215,7 @@ def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> N
     for hook in hooks:
         runner.register_hook(hook)
     write_whole(runner)
+    introduce(runner, cfg, mode, [dataset for _, dataset in prepared.datasets])
     for note in prepared.notes:
         runner.logger.warning(note)
     if get_device() == 'cpu':
@@ -226,6 +245,11 @@ def _runner_class(cfg: Config, mode: str, prepared: Prepared) -> type[Runner]:
     base: Any = RUNNERS.get(cfg.get('runner_type', 'Runner'))
 
     class PreparedRunner(base):
+        def build_logger(self, *args: Any, **kwargs: Any) -> Any:
+            logger = base.build_logger(self, *args, **kwargs)
+            quieten(logger, mode)
+            return logger
+
         def build_model(self, model: Any) -> nn.Module:
             if prepared.random_state is not None:
                 torch.set_rng_state(prepared.random_state)

@@ -14,6 +14,7 @@ from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 
+from ssnet_mm.engine.console import tell
 from ssnet_mm.engine.samples import label_problem, strange_labels
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import make_folder
@@ -123,7 +124,7 @@ class ReportMetric(BaseMetric):
 
             about = dict(self.about, boundary_ratio=self.boundary_ratio)
             write_report(self.report_dir, scores, about)
-            MMLogger.get_current_instance().info(f'scores of each class: {self.report_dir}')
+            tell(MMLogger.get_current_instance(), f'scores of each class: {self.report_dir}')
         return {'mBoundaryIoU': round(scores.means()['mBoundaryIoU'], 2)}
 
 
