@@ -33,6 +33,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    'fit': Command('ssnet_mm.commands.fit', 'photos and masks in, a trained net and a report out'),
     'prepare': Command(
         'ssnet_mm.commands.prepare',
         'make a data set of photos and annotations',

@@ -44,13 +44,15 @@ class Prepared:
         record: What it holds.
         counts: Images by split.
         faults: A line for each file that was left out.
-        report: Of the checks that training makes.
+        splits: Its data sets, training first.
+        report: Of the checks that training makes, over them.
     """
 
     root: Path
     record: Record
     counts: Counter[str]
     faults: list[str]
+    splits: list[Split]
     report: Report
 
 
@@ -122,8 +124,8 @@ def prepare(
     if not counts:
         raise UserError(f'no image could be prepared; the first of {len(faults)}: {faults[0]}')
     parts = {split: 'SegmentationClass' for split in SPLITS if counts[split]}
-    report = check_made(dest, parts, record.classes, record.palette, suffix)
-    return Prepared(dest, record, counts, faults, report)
+    splits = made_splits(dest, parts, record.classes, record.palette, suffix)
+    return Prepared(dest, record, counts, faults, splits, check_splits(splits))
 
 
 def _check_apart(source: Path, dest: Path) -> None:
@@ -268,14 +270,14 @@ def _mask(item: Item, photo: Photo, exif: str) -> Mask:
     return upright(item.draw(frame), photo, exif)
 
 
-def check_made(
+def made_splits(
     root: Path,
     parts: Mapping[str, str],
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
     suffix: str,
-) -> Report:
-    """The checks that training makes.
+) -> list[Split]:
+    """The data sets in a folder, as checks take them.
 
     Args:
         root: Folder in VOC's layout.
@@ -284,7 +286,7 @@ def check_made(
         suffix: Of the photos.
     """
     with DefaultScope.overwrite_default_scope('mmseg'):
-        splits = [
+        return [
             Split(
                 f'{name}.txt',
                 BaseSegDataset(
@@ -301,7 +303,6 @@ def check_made(
             )
             for name, masks in parts.items()
         ]
-    return check_splits(splits)
 
 
 def progress(items: Sequence[T], what: str) -> Iterable[T]:

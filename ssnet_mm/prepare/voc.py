@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from mmseg.datasets import PascalVOCDataset
 
+from ssnet_mm.checks import check_splits
 from ssnet_mm.errors import UserError, require
 from ssnet_mm.files import write_result
 from ssnet_mm.prepare.destination import encode_mask
-from ssnet_mm.prepare.run import check_made
+from ssnet_mm.prepare.run import made_splits
 from ssnet_mm.prepare.source import BadAnnotationError, Folder, Mask
 
 _IMAGES = re.compile(r'(?:VOC2012/JPEGImages|dataset/img)/([^/]+)\.jpg$')
@@ -78,7 +79,7 @@ def prepare_voc(source: Path, dest: Path, say: Callable[[str], None] = print) ->
     for name, listed in done.items():
         _write_list(dest / 'ImageSets' / 'Segmentation' / f'{name}.txt', listed, say)
     classes, palette = (PascalVOCDataset.METAINFO[key] for key in ('classes', 'palette'))
-    report = check_made(dest, parts, classes, palette, 'jpg')
+    report = check_splits(made_splits(dest, parts, classes, palette, 'jpg'))
     for finding in report.findings:
         say(f'{finding.check.severity}: {finding}')
     for line in faults:
