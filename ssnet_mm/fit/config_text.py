@@ -106,9 +106,7 @@ def config_text(
         workers: Processes that load images.
     """
     minutes = plan.seconds * plan.max_iters / 60
-    time = (
-        f'  # at {plan.seconds:.2f} s each, as measured: {minutes:.0f} minutes' if minutes else ''
-    )
+    time = f'  # measured: {plan.seconds:.2f} s each, {minutes:.0f} minutes' if minutes else ''
     record = data.record
     wrapper = f'\n{_AMP}\noptim_wrapper = dict(type={amp!r})\n' if amp else ''
     return _TEXT.format(

@@ -44,7 +44,7 @@ class Fit:
         source: Folder of photos, with annotations or beside ``settings.masks``.
         out: Folder for all that is made.
         settings: As for ``prepare``.
-        net: A key of ``NETS``.
+        net: A key of ``NETS``; empty for the first, or the one that was begun with.
         minutes: For training.
         iters: Iterations, instead of minutes.
     """
@@ -52,8 +52,8 @@ class Fit:
     source: Path
     out: Path
     settings: Settings
-    net: str = 'fastfcn8'
-    minutes: float = 8.0
+    net: str = ''
+    minutes: float = 7.0
     iters: int | None = None
 
     @property
@@ -124,6 +124,12 @@ def fit(task: Fit) -> Path:
     if not task.config.exists():
         state.once('config', _digest(task.config), lambda: _write_config(task, data))
     else:
+        begun = state.steps.get('config', {}).get('result', '')
+        if task.net not in ('', begun):
+            raise UserError(
+                f'{task.config} is there, of {begun or "another net"}; take another --out for '
+                f'{task.net}, or delete it'
+            )
         print(f'{task.config}: is there, and taken as it is')
     text = _digest(task.config)
     trained = state.steps.get('train')
@@ -178,7 +184,8 @@ def _prepare(task: Fit, state: State) -> Prepared:
 
 
 def _write_config(task: Fit, data: Prepared) -> str:
-    base = find_config(NETS[task.net])
+    net = task.net or next(iter(NETS))
+    base = find_config(NETS[net])
     totals = data.report.totals[0]
     weights = totals.median_frequency_weights().tolist()
     workers = min(4, os.cpu_count() or 1)
@@ -201,7 +208,7 @@ def _write_config(task: Fit, data: Prepared) -> str:
         task.config, config_text(task.config, base, data, weights, plan, amp, workers).encode()
     )
     print(f'{task.config}: {_described(plan)}')
-    return task.net
+    return net
 
 
 def _write_text(

@@ -69,7 +69,7 @@ def test_the_photos_are_looked_at_trained_on_tested_and_predicted(checkout):
         'model.backbone.base_channels=4 model.backbone.fc_channels=8 '
         'model.decode_head.in_channels="[16,32,8]"'
     )
-    prepare, look_and_train, test_and_predict = SHELL
+    _, prepare, look_and_train, test_and_predict = SHELL
     one, other = prepare.strip().splitlines()
     assert '3 train, 1 val' in run(f'{other}\nrm -r data/mydata\n{one}')
     look, train = look_and_train.split('python tools/train.py')
