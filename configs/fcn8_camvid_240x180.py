@@ -1,5 +1,10 @@
 # Half size, 800 iterations: what two CPU cores train in an hour (FastFCN8: half an hour).
-_base_ = './fcn8_camvid.py'
+_base_ = [
+    './_base_/models/fcn8_camvid.py',
+    './_base_/datasets/camvid.py',
+    './_base_/schedules/adam_8k.py',
+    './_base_/default_runtime.py',
+]
 
 scale = (240, 180)  # width, height
 crop_size = (180, 240)  # height, width
@@ -43,7 +48,7 @@ tta_pipeline = [
         ],
     ),
 ]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=8, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 

@@ -36,7 +36,7 @@ from ssnet_mm.deploy.precision import compute_in_bfloat16, pack_weights
 from ssnet_mm.deploy.runtimes.eager import TorchSession
 from ssnet_mm.engine.checkpoint import load_checkpoint, weights_only
 from ssnet_mm.engine.config import build_segmentor, config_errors, describe, load_config
-from ssnet_mm.engine.launch import AMP_DTYPES, tune_for_cpu, use_amp
+from ssnet_mm.engine.launch import AMP_DTYPES, tune, use_amp
 from ssnet_mm.errors import UserError, require
 from ssnet_mm.malloc import keep_freed_memory
 
@@ -230,8 +230,7 @@ class Trainer:
             )
             for label in labels
         ]
-        if self.device.type == 'cpu':  # as tools/train.py does
-            tune_for_cpu(self.model)
+        tune(self.model, row.precision != 'fp32')  # as tools/train.py does
         self.held_mib = held_bytes(self._loss, self.device) / MIB / settings.batch
         for _ in range(WARMUP):
             self.turn()

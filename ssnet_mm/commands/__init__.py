@@ -48,6 +48,7 @@ COMMANDS = {
     'benchmark': Command('ssnet_mm.commands.benchmark', 'time networks side by side'),
     'convert': Command('ssnet_mm.commands.convert', "take over other people's weights"),
     'show': Command('ssnet_mm.commands.show', 'draw image, truth and prediction side by side'),
+    'plot': Command('ssnet_mm.commands.plot', 'draw the curves of runs', toolbox=False),
     'miniature': Command(
         'ssnet_mm.commands.miniature', 'draw a small data set to try things on', toolbox=False
     ),

@@ -43,6 +43,12 @@ def cpu_is_fast_in_bfloat16() -> bool:
     return any(getattr(torch.cpu, query, bool)() for query in queries)
 
 
+def in_mixed_precision(cfg: Config) -> bool:
+    """Whether a config trains under autocast."""
+    kind = cfg.get('optim_wrapper', {}).get('type')
+    return kind in ('AmpOptimWrapper', BFloat16OptimWrapper.__name__)
+
+
 def use_amp(cfg: Config, dtype: str | None = None) -> list[str]:
     """Train in mixed precision: change the type of the config's optim_wrapper.
 

@@ -191,7 +191,9 @@ def check_initializers(model: Any) -> None:
     for module in model.modules():
         cfgs = getattr(module, 'init_cfg', None) or []
         for cfg in [cfgs] if isinstance(cfgs, dict) else cfgs:
-            built = WEIGHT_INITIALIZERS.build(copy.deepcopy(cfg))
+            # mmengine reads `override` itself: for which parts other values are drawn
+            own = {key: value for key, value in cfg.items() if key != 'override'}
+            built = WEIGHT_INITIALIZERS.build(copy.deepcopy(own))
             if hasattr(built, 'check'):
                 built.check(module, model)
 

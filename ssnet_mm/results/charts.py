@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ssnet_mm.errors import require
+from ssnet_mm.results.runs import CURVES, Run
 from ssnet_mm.results.scores import Scores
 
 if TYPE_CHECKING:
@@ -87,3 +89,43 @@ def confusion_chart(scores: Scores, title: str = '') -> bytes:
             axes.text(j, i, f'{share[i, j]:.0f}', ha='center', va='center', color=colour,
                       fontsize=8)  # fmt: skip
         return png(figure)
+
+
+def curves_chart(runs: Sequence[Run], title: str = '') -> bytes:
+    """A PNG of the curves of several runs over each other, a panel for each kind of curve."""
+    titles = [name for name in CURVES if any(name in run.curves for run in runs)]
+    labels = _labels([run.name for run in runs])
+    with style():
+        rows = (len(titles) + 1) // 2
+        figure = new_figure(11, 3.4 * rows + 0.3 * (1 + len(runs) // 3))
+        panels = figure.subplots(rows, min(2, len(titles)), squeeze=False)
+        for axes in panels.flat[len(titles) :]:
+            axes.set_visible(False)
+        for axes, name in zip(panels.flat, titles):
+            for i, run in enumerate(runs):
+                curve = run.curves.get(name, [])
+                mark = 'o' if len(curve) < 40 else None
+                line = ('-', '--', ':', '-.')[i // 10 % 4]  # there are ten colours
+                axes.plot(*(zip(*curve) if curve else ([], [])), line, color=f'C{i % 10}',
+                          marker=mark, markersize=3, label=labels[i])  # fmt: skip
+            axes.set_title(name, fontsize=9)
+            axes.set_xlabel('iteration')
+            axes.grid(color='#dddddd', linewidth=0.6)
+            axes.spines[['top', 'right']].set_visible(False)
+            if 'loss' in name and min(v for r in runs for _, v in r.curves.get(name, [])) > 0:
+                axes.set_yscale('log')
+                axes.yaxis.set_major_formatter('{x:g}')  # without mathematics, as names are set
+                axes.yaxis.set_minor_formatter('{x:g}')
+        handles, texts = panels.flat[0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc='outside lower center', ncols=3, frameon=False)
+        if title:
+            figure.suptitle(title, fontsize=9)
+        return png(figure)
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Names of runs, numbered where two have the same."""
+    return [
+        name if names.count(name) == 1 else f'{name} ({names[: i + 1].count(name)})'
+        for i, name in enumerate(names)
+    ]

@@ -60,7 +60,7 @@ def test_the_schedule_ends_with_the_training_on_any_base(checkout, base):
     assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end == 8000
     assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval <= 2000
     assert cfg.model.decode_head.num_classes == 3
-    assert cfg.model.decode_head.loss_decode.class_weight is None
+    assert cfg.model.decode_head.loss_decode == dict(type='CrossEntropyLoss')
 
 
 def test_the_photos_are_looked_at_trained_on_tested_and_predicted(checkout):

@@ -244,6 +244,19 @@ def test_a_cpu_trains_channels_last_and_keeps_memory(tiny_config, tmp_path, monk
     assert asked and layouts and all(layouts)
 
 
+def test_a_head_of_mmseg_is_trained_from_its_own_initializer(tiny_config, tmp_path):
+    head = dict(type='FCNHead', in_channels=8, in_index=2, channels=4, num_classes=21)
+    train(tiny_config(f"model['auxiliary_head'] = {head}"), tmp_path / 'work')
+    assert list((tmp_path / 'work').glob('*.pth'))
+
+
+@pytest.mark.parametrize('mixed_precision', [False, True])
+def test_an_accelerator_trains_channels_last_in_mixed_precision(mixed_precision):
+    conv = torch.nn.Conv2d(4, 8, 3, device='meta')
+    launch.tune(conv, mixed_precision)
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last) is mixed_precision
+
+
 @pytest.mark.parametrize('options', [{}, {'load_from': 'iter_1.pth'}, {'resume': 'iter_1.pth'}])
 def test_an_earlier_training_is_not_mixed_with_another(tiny_config, tmp_path, options):
     config, work = tiny_config("default_hooks['checkpoint']['interval'] = 1"), tmp_path / 'work'

@@ -1,0 +1,38 @@
+"""Draw loss, validation loss, learning rate and mIoU of several trainings over each other.
+
+A training that was stopped and resumed is one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ssnet_mm.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('runs', nargs='+', metavar='RUN', help='work directory of a training')
+    parser.add_argument(
+        '--out', default='curves.png', metavar='FILE.png', help='picture to write (%(default)s)'
+    )
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    if Path(args.out).suffix.lower() != '.png':
+        raise UserError(f'cannot write {args.out}: the name must end in .png')
+
+
+def main(args: argparse.Namespace) -> None:
+    from ssnet_mm.files import write_result
+    from ssnet_mm.results.charts import curves_chart
+    from ssnet_mm.results.runs import read_run
+
+    runs = [read_run(path) for path in args.runs]
+    write_result(args.out, curves_chart(runs))
+    for run in runs:
+        best = max((value, step) for step, value in run.curves.get('mIoU', [(0, float('nan'))]))
+        scored = f', best mIoU {best[0]:.2f} at iteration {best[1]}' if 'mIoU' in run.curves else ''
+        last = max(curve[-1][0] for curve in run.curves.values())
+        print(f'{run.name}: {last} iterations{scored}')
+    print(f'curves: {args.out}')

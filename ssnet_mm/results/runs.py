@@ -1,0 +1,94 @@
+"""The curves of a training, read from what it has logged."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from ssnet_mm.errors import UserError
+from ssnet_mm.limits import parse_json
+
+Curve = list[tuple[int, float]]  # steps and values
+
+# What is drawn: a title, and the names in the logs of training and of validation.
+CURVES = {
+    'loss': ('train', 'loss'),
+    'validation loss': ('val', 'loss'),
+    'learning rate': ('train', 'lr'),
+    'mIoU': ('val', 'mIoU'),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training, however often it was stopped and resumed.
+
+    Args:
+        name: Of its work directory.
+        curves: By their titles, those of ``CURVES`` that were logged.
+    """
+
+    name: str
+    curves: dict[str, Curve]
+
+
+def read_run(work_dir: str | os.PathLike[str]) -> Run:
+    """Read the logs of a work directory: ``*/vis_data/scalars.json`` of each start.
+
+    From the step on at which a resumed run goes on, what was logged before is dropped: it was
+    trained again.
+
+    Raises:
+        UserError: There is no log, or none that says anything.
+    """
+    folder = Path(work_dir)
+    logs = sorted(folder.glob('*/vis_data/scalars.json'))  # folders are named by their times
+    if folder.name == 'scalars.json' and folder.is_file():
+        logs = [folder]
+    if not logs:
+        raise UserError(
+            f'no log of a training in {work_dir}: expected {work_dir}/TIME/vis_data/scalars.json; '
+            'name a work directory'
+        )
+    points: dict[str, dict[int, float]] = {title: {} for title in CURVES}
+    for log in logs:
+        entries = [(*_kind_and_step(entry), entry) for entry in _entries(log)]
+        steps = [step for _, step, _ in entries if step is not None]
+        for title, known in points.items():
+            if steps:
+                points[title] = {step: v for step, v in known.items() if step < min(steps)}
+            kind, key = CURVES[title]
+            for found, step, entry in entries:
+                value = entry.get(key)
+                if found == kind and step is not None and _is_number(value):
+                    points[title][step] = float(value)
+    curves = {title: sorted(found.items()) for title, found in points.items() if found}
+    if not curves:
+        raise UserError(f'{logs[-1]} holds neither losses nor scores: nothing was trained yet')
+    name = os.path.basename(os.path.abspath(folder if folder.is_dir() else folder.parents[2]))
+    return Run(name, curves)
+
+
+def _entries(log: Path) -> Iterator[dict[str, Any]]:
+    for line in log.read_text(encoding='utf-8', errors='replace').splitlines():
+        try:
+            entry = parse_json(line)
+        except ValueError:  # the last line of a run that was killed
+            continue
+        if isinstance(entry, dict):
+            yield entry
+
+
+def _kind_and_step(entry: dict[str, Any]) -> tuple[str, int | None]:
+    """Whether an entry is of training or validation, and where it stands."""
+    kind = 'train' if 'lr' in entry else 'val'
+    step = entry.get('iter', entry.get('step'))
+    return kind, step if isinstance(step, int) else None
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and math.isfinite(value)
