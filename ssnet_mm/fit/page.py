@@ -17,7 +17,8 @@ from mmseg.registry import DATASETS
 
 from ssnet_mm.files import write_result
 from ssnet_mm.prepare.run import Prepared
-from ssnet_mm.results.charts import new_figure, png, style
+from ssnet_mm.results.charts import curves_chart
+from ssnet_mm.results.runs import read_run
 from ssnet_mm.version import __version__
 from ssnet_mm.visualization import Sample, draw_figure, pick_evenly, predict_samples
 
@@ -76,52 +77,6 @@ def _score(sample: Sample) -> float:
     return 100 * float(np.mean(ious)) if ious else 0.0
 
 
-def read_curves(run: Path) -> tuple[list[dict], list[dict]]:
-    """What a run logged in training and in validation, step by step.
-
-    Parts of a run that was resumed follow one another; what the first part did beyond the
-    checkpoint that the next went on from is left out.
-    """
-    rows: list[dict] = []
-    for path in sorted(run.glob('*/vis_data/scalars.json')):
-        part = []
-        for line in path.read_text(encoding='utf-8').splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # the last line of a killed run
-            if isinstance(row, dict) and isinstance(row.get('step'), int):
-                part.append(row)
-        if part:
-            first = min(row['step'] for row in part)
-            rows = [row for row in rows if row['step'] < first] + part
-    return [row for row in rows if 'mIoU' not in row], [row for row in rows if 'mIoU' in row]
-
-
-def _curves(run: Path) -> bytes:
-    train, val = read_curves(run)
-    with style():
-        figure = new_figure(9.5, 2.8)
-        losses, scores, rates = figure.subplots(1, 3)
-        for axes, rows, key, label in (
-            (losses, train, 'loss', 'training'),
-            (losses, val, 'loss', 'validation'),
-            (scores, val, 'mIoU', 'mIoU'),
-            (rates, train, 'lr', 'rate'),
-        ):
-            points = [(row['step'], row[key]) for row in rows if row.get(key) is not None]
-            if points:
-                marker = '.' if len(points) < 30 else ''
-                axes.plot(*zip(*points), label=label, marker=marker, linewidth=1.4)
-        losses.legend(frameon=False)
-        for axes, title in ((losses, 'loss'), (scores, 'mIoU, %'), (rates, 'learning rate')):
-            axes.set_title(title, fontsize=9)
-            axes.set_ylim(bottom=0)
-            axes.spines[['top', 'right']].set_visible(False)
-        scores.set_xlabel('iterations')
-        return png(figure, 120)
-
-
 def render(task: Any, steps: Mapping[str, Mapping[str, Any]], data: Prepared) -> str:
     """The page.
 
@@ -150,7 +105,7 @@ def render(task: Any, steps: Mapping[str, Mapping[str, Any]], data: Prepared) ->
         ),
         tiles=''.join(f'<div><b>{escape(v)}</b>{escape(k)}</div>' for k, v in tiles.items()),
         bars=''.join(_bars(scores['classes'], colours)),
-        curves=_image(_curves(task.run), 'image/png', 'loss, mIoU and learning rate'),
+        curves=_image(curves_chart([read_run(task.run)]), 'image/png', 'losses, mIoU and rate'),
         confusion=_file(task.out / 'test' / 'confusion.png', 'confusion matrix'),
         worst=_examples(task.out / 'worst.jpg', shown['worst'], 'The worst'),
         best=_examples(task.out / 'best.jpg', shown['best'], 'The best'),

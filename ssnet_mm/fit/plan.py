@@ -20,7 +20,8 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from ssnet_mm.engine.config import build_segmentor
-from ssnet_mm.engine.launch import tune_for_cpu
+from ssnet_mm.engine.launch import tune
+from ssnet_mm.engine.mixed_precision import in_mixed_precision
 from ssnet_mm.errors import quiet
 
 Size = tuple[int, int]
@@ -74,9 +75,8 @@ class Plan:
 def measure(cfg: Config) -> Speed:
     """Train a few iterations on noise, of two batch sizes, and segment an image of it."""
     model = build_segmentor(cfg, training=True)
-    if get_device() == 'cpu':
-        tune_for_cpu(model)
     model = model.to(get_device())
+    tune(model, in_mixed_precision(cfg))
     with quiet(MMLogger.get_current_instance()):  # it lists each parameter
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     height, width = _TRIED

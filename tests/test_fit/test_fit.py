@@ -1,6 +1,5 @@
 """The numbers of a fit, the config it writes, and what it reads of a run."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -109,24 +108,6 @@ def test_the_config_builds_and_holds_what_was_chosen(source, net):
     with torch.device('meta'):
         model = build_segmentor(cfg)
     assert model.num_classes == 2
-
-
-def scalars(folder, rows):
-    (folder / 'vis_data').mkdir(parents=True)
-    lines = ''.join(json.dumps(row) + '\n' for row in rows)
-    (folder / 'vis_data' / 'scalars.json').write_text(lines + '{"cut sho')
-
-
-def test_the_parts_of_a_resumed_run_are_one_curve(tmp_path):
-    first = [{'loss': 9 - step, 'lr': 0.1, 'step': step} for step in (1, 2, 3, 4)]
-    scalars(tmp_path / '20260101_000000', [*first, {'mIoU': 10.0, 'loss': 2.0, 'step': 2}])
-    scalars(
-        tmp_path / '20260101_000001',
-        [{'loss': 1, 'lr': 0.1, 'step': 3}, {'mIoU': 20.0, 'loss': 1.5, 'step': 4}],
-    )
-    train, val = page.read_curves(tmp_path)
-    assert [(row['step'], row['loss']) for row in train] == [(1, 8), (2, 7), (3, 1)]
-    assert [(row['step'], row['mIoU']) for row in val] == [(2, 10.0), (4, 20.0)]
 
 
 def test_a_step_is_done_once_and_again_when_what_it_is_made_of_changed(tmp_path):
