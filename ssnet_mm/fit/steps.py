@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -226,9 +227,15 @@ def _described(plan: Plan) -> str:
     )
 
 
+def _have_own_folder(cfg: Config, folder: Path) -> None:
+    cfg.work_dir, cfg.launcher = str(folder), 'none'
+    # mmengine gives a visualizer of a known name again, which writes into the other run's folder
+    cfg.visualizer.name = str(folder)
+
+
 def _train(task: Fit) -> dict[str, Any]:
     cfg = launch.load_config(str(task.config))
-    cfg.work_dir, cfg.launcher = str(task.run), 'none'
+    _have_own_folder(cfg, task.run)
     if task.run.is_dir() and newest_whole(str(task.run))[0]:
         cfg.resume = True
     launch.run(cfg, 'train')
@@ -243,9 +250,8 @@ def _device() -> str:
 
 def _test(task: Fit, checkpoint: str) -> dict[str, Any]:
     cfg = launch.load_config(str(task.config))
-    cfg.work_dir, cfg.launcher = str(task.out / 'test'), 'none'
+    _have_own_folder(cfg, task.out / 'test')
     cfg.load_from, cfg.resume = checkpoint, False
-    cfg.visualizer.name = 'test'  # mmengine keeps that of training under its name
     launch.report_scores(cfg, str(task.out / 'test'), checkpoint)
     launch.run(cfg, 'test', skip_data_check=True)
     return {}
