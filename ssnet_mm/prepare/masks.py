@@ -46,10 +46,13 @@ def open_mask(path: Path, *, lossy: bool = False) -> Image.Image:
     if not data:
         raise BadAnnotationError('is empty (0 bytes); export it again')
     try:
-        image = open_image(io.BytesIO(data), MAX_PIXELS)
-        image.load()
+        image = open_image(io.BytesIO(data), None)
+        if image.width * image.height <= MAX_PIXELS:
+            image.load()
     except Exception as error:  # decoders raise all kinds
         raise BadAnnotationError(f'is no image, or damaged ({error}); export it again') from error
+    if image.width * image.height > MAX_PIXELS:
+        raise BadAnnotationError(f'has more than {MAX_PIXELS / 1e6:.0f} million pixels; shrink it')
     if image.format in ('JPEG', 'MPO') and not lossy:
         raise BadAnnotationError('is a JPEG, which changes values near edges; export it as PNG')
     if image.format == 'PNG' and image.mode == 'L' and data[24] < 8:

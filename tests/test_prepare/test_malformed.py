@@ -201,6 +201,11 @@ CASES = {
         'bad.png: is 24x9, its photo 24x16',
     ),
     'a mask cut short': (GOOD_MASKS, {'masks/bad.png': WHOLE[:45]}, 'bad.png: is no image, or'),
+    'a mask of too many pixels': (
+        GOOD_MASKS,
+        {'masks/bad.png': encoded(np.zeros((9000, 10000), bool), 'PNG')},
+        'bad.png: has more than 89 million pixels',
+    ),
     'no mask': (GOOD_MASKS, {}, 'bad.jpg: has no mask'),
     'a mask without photo': (GOOD_MASKS, {'masks/lone.png': WHOLE}, 'lone.png: a mask without a'),
     'a mask as JPEG': (GOOD_MASKS, {'masks/bad.jpg': encoded(striped(0, 1), 'JPEG')}, 'is a JPEG'),

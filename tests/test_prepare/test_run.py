@@ -244,6 +244,7 @@ def test_the_tool_tells_what_was_left_out_and_that_by_its_exit_code(source, tool
     ('args', 'told'),
     [
         (['lost', 'dest'], 'no such folder'),
+        (['source/images/p0.jpg', 'dest'], 'is a file; unpack archives'),
         (['source'], 'expected SOURCE and DEST'),
         (['source', 'dest', '--val', '1.5'], 'expected a share of the images'),
         (['source', 'dest', '--val', 'lost.txt'], 'neither a share'),
