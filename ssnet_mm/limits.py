@@ -55,14 +55,14 @@ def damaged(path: str, error: object) -> UserError:
     return UserError(f'{path} is damaged or cut short ({reason}); copy or save it again')
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, limit: int = JSON) -> Any:
     """Parse JSON of limited length.
 
     Raises:
         ValueError: It is none, too long, or nested too deep.
     """
-    if len(text) > JSON:
-        raise ValueError(f'{len(text) >> 20} MiB of JSON, where {JSON >> 20} MiB are the limit')
+    if len(text) > limit:
+        raise ValueError(f'{len(text) >> 20} MiB of JSON, where {limit >> 20} MiB are the limit')
     try:
         return json.loads(text)
     except RecursionError as error:

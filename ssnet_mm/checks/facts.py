@@ -114,6 +114,11 @@ def read_facts(path: str, reader: Reader) -> Facts:
         return Facts(problem=_why(path, error), missing=isinstance(error, FileNotFoundError))
     if data is None:
         return Facts(problem='is a folder' if os.path.isdir(path) else '')
+    return facts_of(data, reader)
+
+
+def facts_of(data: bytes, reader: Reader) -> Facts:
+    """What a file's content is; as ``read_facts``."""
     if not data:
         return Facts(problem='is empty (0 bytes)')
     try:

@@ -33,6 +33,11 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    'fit': Command('ssnet_mm.commands.fit', 'photos and masks in, a trained net and a report out'),
+    'prepare': Command(
+        'ssnet_mm.commands.prepare',
+        'make a data set of photos and annotations',
+    ),
     'check': Command('ssnet_mm.commands.check', 'read the images and masks, and say what is wrong'),
     'train': Command('ssnet_mm.commands.train', 'train a config'),
     'test': Command('ssnet_mm.commands.test', 'score a checkpoint, with a report of each class'),

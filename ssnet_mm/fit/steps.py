@@ -1,0 +1,288 @@
+"""The steps of a fit, each of which leaves its result: a second call goes on where one ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+
+from ssnet_mm.checks import contact_sheet
+from ssnet_mm.deploy.check import verify
+from ssnet_mm.deploy.export import export
+from ssnet_mm.deploy.model import load_model
+from ssnet_mm.engine import launch
+from ssnet_mm.engine.checkpoint import newest_whole
+from ssnet_mm.engine.console import BEST
+from ssnet_mm.errors import UserError, few, quiet
+from ssnet_mm.files import make_folder, named_file, write_result
+from ssnet_mm.fit import page
+from ssnet_mm.fit.config_text import NETS, config_text
+from ssnet_mm.fit.plan import Plan, choose, measure
+from ssnet_mm.own_configs import find_config
+from ssnet_mm.prepare.run import Prepared, prepare
+from ssnet_mm.prepare.settings import Settings
+
+_STATE = 'fit.json'
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is to be made of which photos.
+
+    Args:
+        source: Folder of photos, with annotations or beside ``settings.masks``.
+        out: Folder for all that is made.
+        settings: As for ``prepare``.
+        net: A key of ``NETS``; empty for the first, or the one that was begun with.
+        minutes: For training.
+        iters: Iterations, instead of minutes.
+    """
+
+    source: Path
+    out: Path
+    settings: Settings
+    net: str = ''
+    minutes: float = 7.0
+    iters: int | None = None
+
+    @property
+    def config(self) -> Path:
+        return self.out / 'config.py'
+
+    @property
+    def run(self) -> Path:
+        return self.out / 'run'
+
+    @property
+    def export(self) -> Path:
+        return self.out / 'model.onnx'
+
+
+@dataclass
+class State:
+    """Results of the steps, kept in a file.
+
+    Args:
+        path: The file.
+        steps: Of each step what it was made from, what came of it, and how long it took.
+    """
+
+    path: Path
+    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> State:
+        try:
+            steps = json.loads(path.read_text())
+            if not all(isinstance(row['seconds'], float) for row in steps.values()):
+                raise ValueError('no seconds')
+        except FileNotFoundError:
+            steps = {}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} can't be read ({error}); delete it to begin anew") from error
+        return cls(path, steps)
+
+    def once(self, name: str, made_of: str, step: Callable[[], Any]) -> Any:
+        """The result of a step, from before if what it is made of has not changed."""
+        known = self.steps.get(name)
+        if known and known['made_of'] == made_of:
+            return known['result']
+        print(f'\n== {name}', flush=True)
+        start = time.monotonic()
+        result = step()
+        seconds = time.monotonic() - start
+        if known and name == 'train':
+            seconds += known['seconds']  # of a part that was gone on with
+        self.steps[name] = dict(made_of=made_of, seconds=round(seconds, 1), result=result)
+        self.write()
+        return result
+
+    def write(self) -> None:
+        write_result(self.path, json.dumps(self.steps, indent=1).encode())
+
+
+def fit(task: Fit) -> Path:
+    """Do what is left to do; the report's path.
+
+    Raises:
+        UserError: Something can't be used, or the config was changed after it was trained.
+    """
+    make_folder(task.out)
+    state = State.read(task.out / _STATE)
+    data = _prepare(task, state)
+    if not task.config.exists():
+        state.once('config', _digest(task.config), lambda: _write_config(task, data))
+    else:
+        begun = state.steps.get('config', {}).get('result', '')
+        if task.net not in ('', begun):
+            raise UserError(
+                f'{task.config} is there, of {begun or "another net"}; take another --out for '
+                f'{task.net}, or delete it'
+            )
+        print(f'{task.config}: is there, and taken as it is')
+    text = _digest(task.config)
+    trained = state.steps.get('train')
+    if trained and trained['made_of'] != text:
+        raise UserError(
+            f'{task.config} was changed after it was trained; delete {task.run} and '
+            f'{state.path} to train anew, or take another --out'
+        )
+    cfg = launch.load_config(str(task.config))
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
+    state.once('train', text, lambda: _train(task))
+    checkpoint = named_file(str(task.run / BEST))
+    if not os.path.isfile(checkpoint) or checkpoint == str(task.run / BEST):
+        raise UserError(f'{task.run} holds no best checkpoint; delete {state.path} to train anew')
+    made_of = f'{text} {os.path.basename(checkpoint)} {os.stat(checkpoint).st_mtime_ns}'
+    state.once('test', made_of, lambda: _test(task, checkpoint))
+    state.once('pictures', made_of, lambda: _pictures(task, checkpoint, data))
+    state.once('export', made_of, lambda: _export(task, checkpoint))
+    report = task.out / 'report.html'
+    write_result(report, page.render(task, state.steps, data).encode())
+    return report
+
+
+def _prepare(task: Fit, state: State) -> Prepared:
+    print('== prepare', flush=True)
+    start = time.monotonic()
+    data = prepare(task.source, task.out / 'data', task.settings)
+    for line in data.faults:
+        print(f'left out: {" ".join(line.split())}')
+    for finding in data.report.findings:
+        print(f'{finding.check.severity}: {finding}')
+    if data.report.errors:
+        raise UserError(f'the data would spoil training: {data.report.errors[0]}')
+    for split in ('train', 'val'):
+        if not data.counts[split]:
+            raise UserError(
+                f'no image is left to {split} with; give more than one, or another --val'
+            )
+    known = state.steps.get('prepare', {})
+    counts = {split: data.counts[split] for split in data.counts}
+    if known and known['result']['counts'] != counts:
+        print('note: the data have changed; what is trained already stays as it is')
+    result = dict(counts=counts, faults=data.faults, notes=[str(f) for f in data.report.notes])
+    seconds = known.get('seconds') or round(time.monotonic() - start, 1)
+    state.steps['prepare'] = dict(made_of='', seconds=seconds, result=result)
+    state.write()
+    print(
+        f'{task.out / "data"}: {counts["train"]} train, {counts["val"]} val; '
+        f'{len(data.record.classes)} classes: {few(data.record.classes)}'
+    )
+    return data
+
+
+def _write_config(task: Fit, data: Prepared) -> str:
+    net = task.net or next(iter(NETS))
+    base = find_config(NETS[net])
+    totals = data.report.totals[0]
+    weights = totals.median_frequency_weights().tolist()
+    workers = min(4, os.cpu_count() or 1)
+    sizes, num_train, num_val = totals.sizes, data.counts['train'], data.counts['val']
+    plan = choose(sizes, num_train, num_val, None, task.minutes, task.iters or 100)
+    write_result(
+        task.config, config_text(task.config, base, data, weights, plan, '', workers).encode()
+    )
+    try:
+        cfg = launch.load_config(str(task.config))
+        init_default_scope(cfg.get('default_scope') or 'mmseg')
+        launch.use_amp(cfg)
+        amp = '' if cfg.optim_wrapper.type == 'OptimWrapper' else cfg.optim_wrapper.type
+        if task.iters is None:
+            plan = choose(sizes, num_train, num_val, measure(cfg), task.minutes)
+    except BaseException:
+        task.config.unlink()  # of guesses
+        raise
+    write_result(
+        task.config, config_text(task.config, base, data, weights, plan, amp, workers).encode()
+    )
+    print(f'{task.config}: {_described(plan)}')
+    return net
+
+
+def _write_text(
+    file: Path, base: str, data: Prepared, weights: list[float], workers: int, plan: Plan, amp: str
+) -> None:
+    write_result(file, config_text(file, base, data, weights, plan, amp, workers).encode())
+
+
+def _described(plan: Plan) -> str:
+    (width, height), (h, w) = plan.scale, plan.crop_size
+    time_ = f' of {plan.seconds:.2f} s' if plan.seconds else ''
+    return (
+        f'images of {width}x{height}, crops of {w}x{h}, {plan.max_iters} iterations{time_} with '
+        f'{plan.batch_size} images'
+    )
+
+
+def _have_own_folder(cfg: Config, folder: Path) -> None:
+    cfg.work_dir, cfg.launcher = str(folder), 'none'
+    # mmengine gives a visualizer of a known name again, which writes into the other run's folder
+    cfg.visualizer.name = str(folder)
+
+
+def _train(task: Fit) -> dict[str, Any]:
+    cfg = launch.load_config(str(task.config))
+    _have_own_folder(cfg, task.run)
+    if task.run.is_dir() and newest_whole(str(task.run))[0]:
+        cfg.resume = True
+    launch.run(cfg, 'train')
+    return dict(device=_device(), threads=torch.get_num_threads())
+
+
+def _device() -> str:
+    if get_device() == 'cuda':
+        return torch.cuda.get_device_name()
+    return f'{get_device()} ({platform.machine()}, {os.cpu_count()} cores)'
+
+
+def _test(task: Fit, checkpoint: str) -> dict[str, Any]:
+    cfg = launch.load_config(str(task.config))
+    _have_own_folder(cfg, task.out / 'test')
+    cfg.load_from, cfg.resume = checkpoint, False
+    launch.report_scores(cfg, str(task.out / 'test'), checkpoint)
+    launch.run(cfg, 'test', skip_data_check=True)
+    return {}
+
+
+def _pictures(task: Fit, checkpoint: str, data: Prepared) -> dict[str, Any]:
+    cfg = launch.load_config(str(task.config))
+    device = 'cuda' if get_device() == 'cuda' else 'cpu'
+    model = load_model(cfg, checkpoint, device)
+    shown = page.draw_examples(model, cfg, task.out)
+    sheet = contact_sheet(data.splits, 8)
+    if sheet:
+        write_result(task.out / 'data.png', sheet)
+    return dict(images=shown)
+
+
+def _export(task: Fit, checkpoint: str) -> dict[str, Any]:
+    cfg = launch.load_config(str(task.config))
+    model = load_model(cfg, checkpoint, 'cpu')
+    height, width = cfg.crop_size
+    report = export(model, task.export, 'onnx', end_to_end=True, size=(height, width))
+    print(f'{task.export}: {report}')
+    with quiet(MMLogger.get_current_instance()):  # it lists each class, twice
+        verified = verify(model, task.export)
+    scores = {name: float(row['mIoU']) for name, row in verified.items()}
+    for name, score in scores.items():
+        print(f'mIoU on val, {name}: {score:.2f}%')
+    return dict(report=str(report), scores=scores, bytes=task.export.stat().st_size)
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        return ''
+    return hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()

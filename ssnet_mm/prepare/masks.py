@@ -1,0 +1,122 @@
+"""Masks that are image files: what is stored in them, and what kind of masks they are."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ssnet_mm.limits import MAX_PIXELS, open_image
+from ssnet_mm.prepare.source import BadAnnotationError, Folder, all_masks
+
+_LOOKED_AT = 60  # masks that tell the kind
+DEEP_VOID = (-1, 65535)  # what 255 is in masks of more bits
+_EDGES = 0.05  # share of the pixels that anti-aliasing may touch
+
+
+def file_state(path: Path) -> str:
+    """A short text that changes when a file does; empty where it can't be read."""
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()
+    except OSError:
+        return ''
+
+
+def open_mask(path: Path, *, lossy: bool = False) -> Image.Image:
+    """Read a mask whole.
+
+    Args:
+        path: Its file.
+        lossy: Whether JPEG will do.
+
+    Raises:
+        BadAnnotationError: It can't be used.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadAnnotationError(f"can't be read ({error.strerror or error})") from error
+    if not data:
+        raise BadAnnotationError('is empty (0 bytes); export it again')
+    try:
+        image = open_image(io.BytesIO(data), None)
+        if image.width * image.height <= MAX_PIXELS:
+            image.load()
+    except Exception as error:  # decoders raise all kinds
+        raise BadAnnotationError(f'is no image, or damaged ({error}); export it again') from error
+    if image.width * image.height > MAX_PIXELS:
+        raise BadAnnotationError(f'has more than {MAX_PIXELS / 1e6:.0f} million pixels; shrink it')
+    if image.format in ('JPEG', 'MPO') and not lossy:
+        raise BadAnnotationError('is a JPEG, which changes values near edges; export it as PNG')
+    if image.format == 'PNG' and image.mode == 'L' and data[24] < 8:
+        # Pillow stretches grey levels of few bits to 0..255
+        levels = np.asarray(image) // (255 // ((1 << data[24]) - 1))
+        image = Image.fromarray(levels)
+    return image
+
+
+def stored_values(image: Image.Image) -> NDArray[Any] | None:
+    """The number of each pixel, (H, W); None for a colour picture. White of 1 bit is 255."""
+    array = np.asarray(image)
+    if array.dtype == bool:
+        return array * np.uint8(255)
+    if array.ndim == 3:
+        grey = array[..., 0]
+        if image.mode not in ('LA', 'PA') and (array[..., :3] != grey[..., None]).any():
+            return None
+        return grey
+    return array
+
+
+def read_grey(path: Path) -> NDArray[Any]:
+    """The numbers of a mask that is no colour picture, of any number of bits.
+
+    Raises:
+        BadAnnotationError: It is one, or can't be used.
+    """
+    values = stored_values(open_mask(path, lossy=True))
+    if values is None:
+        raise BadAnnotationError('is a colour picture, and others are grey; see --format colours')
+    return values
+
+
+@lru_cache(maxsize=4)
+def survey(folder: Folder) -> tuple[str, str]:
+    """Which kind of masks a folder holds: 'index', 'binary', 'colours' or none; and why."""
+    paths = all_masks(folder)
+    if not paths:
+        return '', ''
+    counts: Counter[int] = Counter()
+    looked = 0
+    for path in paths[:: -(-len(paths) // _LOOKED_AT)]:
+        try:
+            values = stored_values(open_mask(path, lossy=True))
+        except BadAnnotationError:
+            continue  # told when it is read
+        if values is None:
+            return 'colours', f'{len(paths)} masks, of which {path.name} is a colour picture'
+        if values.dtype.kind == 'f':
+            values = values.astype(int)
+        found, pixels = np.unique(values, return_counts=True)
+        counts.update(dict(zip(found.tolist(), pixels.tolist())))
+        looked += 1
+    if not looked:
+        return '', ''
+    between = sorted(set(counts) - {0, 255, *DEEP_VOID})
+    share = sum(counts[v] for v in between) / sum(counts.values())
+    shown = ', '.join(map(str, sorted(counts)[:6])) + (', ...' if len(counts) > 6 else '')
+    why = f'{len(paths)} grey or palette masks with values {shown}'
+    if counts.keys() <= {0, 255} and 255 in counts:
+        return 'binary', why
+    if len(between) >= 8 and share < _EDGES and between[0] < 96 and between[-1] > 160:
+        return 'binary', f'{why}, of which those between 0 and 255 are edges'
+    if not between or not 40 < between[-1] < 256 or len(between) >= between[-1] / 3:
+        return 'index', why
+    return 'colours', f'{why}: few, and far apart'

@@ -1,0 +1,107 @@
+"""A fit from photos to the report, gone on with after each step, and with a changed config."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from helpers.export_formats import need
+from PIL import Image
+
+from ssnet_mm.engine.console import BEST
+from ssnet_mm.errors import UserError
+from ssnet_mm.fit import steps
+from ssnet_mm.fit.config_text import NETS
+from ssnet_mm.fit.steps import Fit, fit
+from ssnet_mm.own_configs import find_config
+from ssnet_mm.prepare.settings import Settings
+
+pytestmark = pytest.mark.slow
+
+SMALL = """_base_ = {base!r}
+model = dict(
+    backbone=dict(base_channels=4, fc_channels=8), decode_head=dict(in_channels=[16, 32, 8])
+)
+"""
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch):
+    """Ten photos with masks, and a narrow net."""
+    need('onnx')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    base = tmp_path / 'small.py'
+    base.write_text(SMALL.format(base=find_config(NETS['fastfcn8'])))
+    monkeypatch.setitem(NETS, 'fastfcn8', str(base))
+    rng = np.random.default_rng(0)
+    for folder in ('photos', 'masks'):
+        (tmp_path / folder).mkdir()
+    for i in range(10):
+        mask = np.zeros((48, 64), np.uint8)
+        mask[4 + i : 20 + i, 5:30], mask[30:44, 30:60] = 1, 2
+        photo = mask[..., None] * 70 + rng.integers(0, 60, (48, 64, 3))
+        Image.fromarray(photo.astype(np.uint8)).save(tmp_path / f'photos/{i}.jpg')
+        Image.fromarray(mask).save(tmp_path / f'masks/{i}.png')
+    settings = Settings(masks=tmp_path / 'masks', classes=['ground', 'a<b', 'dent'])
+    return Fit(tmp_path / 'photos', tmp_path / 'out', settings, iters=4)
+
+
+def test_a_fit_ends_in_a_report_and_is_done_once(task, capsys):
+    report = fit(task)
+    text = report.read_text()
+    for heading in ('Classes', 'Training', 'Validation images', 'What is taken', 'Data', 'Go on'):
+        assert f'<h2>{heading}' in text
+    assert text.count('src="data:image/') == 5 and 'a&lt;b' in text and 'a<b' not in text
+    assert not re.search(r'(src|href)="(?!data:)', text)  # it needs nothing else
+    assert task.export.is_file() and (task.out / 'test' / 'report.json').is_file()
+    made = json.loads((task.out / 'fit.json').read_text())
+    assert list(made) == ['prepare', 'config', 'train', 'test', 'pictures', 'export']
+    scores = made['export']['result']['scores']
+    assert scores['model'] == pytest.approx(scores['exported'], abs=0.05)
+    said = capsys.readouterr().out
+    assert re.search(r'^== train$', said, re.M)
+    fit(task)
+    assert not re.search(r'^== (config|train|test|pictures|export)$', capsys.readouterr().out, re.M)
+    with pytest.raises(UserError, match='is there, of fastfcn8; take another --out for fcn8'):
+        fit(dataclasses.replace(task, net='fcn8'))
+    task.config.write_text(task.config.read_text() + '# changed\n')
+    with pytest.raises(UserError, match='was changed after it was trained; delete'):
+        fit(task)
+
+
+@pytest.mark.parametrize('step', ['_test', '_pictures', '_export'])
+def test_a_fit_goes_on_with_the_step_that_failed(task, monkeypatch, capsys, step):
+    def fails(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, step, fails)
+        with pytest.raises(KeyboardInterrupt):
+            fit(task)
+    best = (task.run / BEST).read_text()
+    capsys.readouterr()
+    assert fit(task).is_file()
+    assert '== train' not in capsys.readouterr().out and (task.run / BEST).read_text() == best
+
+
+def test_a_training_is_resumed(task, monkeypatch, capsys):
+    train = steps.launch.run
+
+    def dies(cfg, mode, **kwargs):
+        cfg.train_cfg.max_iters = 2
+        train(cfg, mode, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps.launch, 'run', dies)
+        with pytest.raises(KeyboardInterrupt):
+            fit(task)
+    assert (task.run / 'iter_2.pth').is_file() and not (task.run / 'iter_4.pth').exists()
+    assert fit(task).is_file() and (task.run / 'iter_4.pth').is_file()
+
+
+def test_minutes_are_measured(task):
+    task = dataclasses.replace(task, iters=None, minutes=0.02)
+    assert fit(task).is_file()
+    assert re.search(r'max_iters = \d+  # measured: ', task.config.read_text())

@@ -1,0 +1,264 @@
+"""Each format: how it is told, and the masks that come of it."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssnet_mm.commands import prepare as command
+from ssnet_mm.errors import UserError
+from ssnet_mm.prepare.formats import FORMATS
+
+from .conftest import SIZE, names, photo, read_mask, striped
+
+ARCHIVE = Path(__file__).parents[1] / 'reference' / 'annotations.zip'
+
+
+def test_the_command_knows_the_formats():
+    assert tuple(FORMATS) == command.FORMATS
+
+
+@pytest.mark.parametrize(
+    ('name', 'classes'),
+    [
+        ('labelme', ['background', 'car', 'pole', 'sign', 'sky', 'tree']),
+        ('coco', ['background', 'cat', 'bird', 'dog']),
+        ('label-studio', ['background', 'big dog', 'cat']),
+        ('label-studio-png', ['background', 'big dog', 'cat']),
+    ],
+)
+def test_masks_are_those_of_the_tools_own_code(tmp_path, run, name, classes):
+    """Pixel by pixel; the archive is made by tests/reference/make_annotations.py."""
+    if name == 'coco':
+        pytest.importorskip('pycocotools')
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        archive.extractall(tmp_path)
+    made, said = run(tmp_path / name)
+    assert made.record.classes == classes and not made.faults
+    assert FORMATS[name].title in said
+    masks = sorted((tmp_path / 'masks' / name).iterdir())
+    assert masks
+    for path in masks:
+        wanted = np.asarray(Image.open(path))
+        np.testing.assert_array_equal(read_mask(made.root, path.stem), wanted)
+        assert len(np.unique(wanted)) > 2 or path.stem == 'b'
+
+
+def two(mask_a, mask_b, suffix='.png'):
+    return {
+        'images/a.jpg': photo(0),
+        'images/b.jpg': photo(1),
+        f'masks/a{suffix}': mask_a,
+        f'masks/b{suffix}': mask_b,
+    }
+
+
+def test_index_masks_keep_their_numbers(source, run):
+    folder = source(two(striped(0, 1, 2, 255), striped(2, 2, 0, 0)))
+    made, said = run(folder)
+    assert 'masks of class numbers' in said and '0, 1, 2, 255' in said
+    np.testing.assert_array_equal(read_mask(made.root, 'a'), striped(0, 1, 2, 255))
+    assert made.record.classes == ['class 0', 'class 1', 'class 2']
+    assert sorted(names(made.root, 'train') + names(made.root, 'val')) == ['a', 'b']
+    assert (made.root / 'classes.txt').read_text() == 'class 0\nclass 1\nclass 2\n'
+    assert (made.root / 'JPEGImages' / 'a.jpg').read_bytes() == photo(0)
+
+
+def test_index_masks_of_16_bits_and_of_a_palette_are_the_same(source, run):
+    palette = Image.fromarray(striped(0, 1))
+    palette.putpalette([9, 9, 9, 200, 0, 0])
+    buffer = io.BytesIO()
+    palette.save(buffer, 'PNG')  # a palette of two colours is stored in one bit a pixel
+    made, _ = run(source(two(striped(1, 65535, dtype=np.uint16), buffer.getvalue())))
+    np.testing.assert_array_equal(read_mask(made.root, 'a'), striped(1, 255))
+    np.testing.assert_array_equal(read_mask(made.root, 'b'), striped(0, 1))
+
+
+def test_index_masks_lose_the_numbers_that_are_void(source, run):
+    folder = source({**two(striped(0, 1, 9), striped(2, 9)), 'classes.txt': 'x\ny\nz\n'})
+    made, _ = run(folder, void=['9'])
+    assert made.record.classes == ['x', 'y', 'z']
+    np.testing.assert_array_equal(read_mask(made.root, 'a'), striped(0, 1, 255))
+    lowered, _ = run(folder, 'lowered', void=['0', '9'], classes=['p', 'q'])
+    np.testing.assert_array_equal(read_mask(lowered.root, 'a'), striped(255, 0, 255))
+
+
+@pytest.mark.parametrize('classes', [(), ('crack',), ('ground', 'crack')])
+def test_black_and_white_masks_have_two_classes(source, run, classes):
+    made, said = run(source(two(striped(0, 255), striped(255, 0))), classes=classes)
+    assert 'black and white' in said
+    assert made.record.classes == [
+        classes[0] if len(classes) == 2 else 'background',
+        classes[-1] if classes else 'object',
+    ]
+    np.testing.assert_array_equal(read_mask(made.root, 'a'), striped(0, 1))
+
+
+def test_black_and_white_masks_may_be_soft_or_of_one_bit(source, run):
+    soft = np.tile(np.repeat([0, 0, 0, 40, 90, 130, 170, 210, 230, 255, 255, 255], 2), (16, 1))
+    soft[:8, 4:20] = np.repeat([0, 255], 8)  # few pixels on the edge
+    soft[8:, :] = np.repeat([0, 255], 12)
+    soft[0, 8:16] = [10, 40, 70, 100, 150, 180, 210, 240]
+    made, said = run(
+        source(two(soft.astype(np.uint8), striped(0, 1).astype(bool))), format='binary'
+    )
+    np.testing.assert_array_equal(read_mask(made.root, 'a'), soft > 127)
+    np.testing.assert_array_equal(read_mask(made.root, 'b'), striped(0, 1))
+
+
+RED, BLUE, GREEN = (200, 0, 0), (0, 0, 200), (0, 180, 0)
+
+
+def coloured(*colours):
+    return np.array(colours, np.uint8)[striped(*range(len(colours)))]
+
+
+def test_colours_are_proposed_and_those_of_edges_told(source, run):
+    edged = coloured((0, 0, 0), RED, RED, BLUE)
+    edged[:, 5] = (100, 0, 0)  # between black and red, a pixel wide
+    edged[:, 17] = (100, 0, 100)
+    made, said = run(source(two(edged, coloured(RED, RED, (0, 0, 0)))))
+    assert '3 classes by the colours found, #000000, #c80000, #0000c8' in said
+    assert 'of edge colours (#640000, #640064): void' in said
+    mask = read_mask(made.root, 'a')
+    assert (mask[:, 5] == 255).all() and (mask[:, 6] == 1).all() and (mask[:, 18] == 2).all()
+    assert made.record.palette == [(0, 0, 0), RED, BLUE]
+    named, _ = run(made.root.parent / 'source', 'named', classes=['ground', 'r', 'b'])
+    assert named.record.classes == ['ground', 'r', 'b']
+
+
+@pytest.mark.parametrize(
+    'table',
+    [
+        '# label:color_rgb:parts:actions\nr:200,0,0::\nb:0,0,200::\nvoid:0,0,0::\n',
+        '200 0 0\tr\n0 0 200\t\tb\n0 0 0 Void\n',
+        'name,r,g,b\nr,200,0,0\nb,0,0,200\nvoid,0,0,0\n',
+    ],
+)
+def test_colours_go_by_a_table_in_three_spellings(source, run, tmp_path, table):
+    folder = source(two(coloured(RED, BLUE), coloured((0, 0, 0), BLUE)))
+    (tmp_path / 'table').write_text(table)
+    made, _ = run(folder, colours=tmp_path / 'table')
+    assert made.record.classes == ['r', 'b']
+    np.testing.assert_array_equal(read_mask(made.root, 'b'), striped(255, 1))
+    again, _ = run(folder)  # the folder made remembers
+    assert again.counts == made.counts and again.record.void == ['#000000']
+
+
+def test_grey_levels_far_apart_are_colours(source, run):
+    made, said = run(source(two(striped(0, 127, 255), striped(0, 127, 127))))
+    assert 'few, and far apart' in said
+    np.testing.assert_array_equal(read_mask(made.root, 'a'), striped(0, 1, 2))
+
+
+def test_masks_of_cvat_lie_beside_their_table_and_may_lie_elsewhere(source, run):
+    table = '# label:color_rgb:parts:actions\nbackground:0,0,0::\nscratch:200,0,0::\n'
+    folder = source(
+        {
+            'photos/a.jpg': photo(0),
+            'photos/b.jpg': photo(1),
+            'export/labelmap.txt': table,
+            'export/ImageSets/Segmentation/default.txt': 'a\nb\n',
+            'export/SegmentationClass/a.png': coloured((0, 0, 0), RED),
+            'export/SegmentationClass/b.png': coloured(RED, (0, 0, 0)),
+            'export/SegmentationObject/a.png': coloured(GREEN, BLUE),
+            'export/SegmentationObject/b.png': coloured(GREEN, BLUE),
+        }
+    )
+    for masks in (folder / 'export', folder / 'export' / 'SegmentationClass'):
+        made, said = run(folder / 'photos', masks.name, masks=masks)
+        assert "CVAT's segmentation masks" in said and not made.faults
+        assert made.record.classes == ['background', 'scratch']
+        np.testing.assert_array_equal(read_mask(made.root, 'a'), striped(0, 1))
+
+
+def test_label_studio_knows_polygons_rectangles_and_ellipses(source, run):
+    size = dict(original_width=SIZE[0], original_height=SIZE[1])
+    corners = [[0, 0], [50, 0], [50, 100], [0, 100]]
+    shapes = [
+        dict(value=dict(points=corners, polygonlabels=['a'])),
+        dict(value=dict(x=75, y=50, width=25, height=50, rotation=0, rectanglelabels=['b'])),
+        dict(value=dict(x=25, y=50, radiusX=12.5, radiusY=25, ellipselabels=['b'])),
+        dict(type='choices', value=dict(choices=['sunny'])),
+    ]
+    result = [{**shape, **size} for shape in shapes]
+    task = dict(id=1, data=dict(image='s3://bucket/x/a.jpg'), annotations=[dict(result=result)])
+    made, _ = run(source({'a.jpg': photo(), 'export.json': json.dumps([task])}))
+    mask = read_mask(made.root, 'a')
+    assert mask[0, 0] == mask[15, 11] == 1 and mask[8, 6] == 2 and mask[1, 6] == 1
+    assert mask[12, 20] == 2 and mask[4, 20] == 0
+    assert abs((mask[:, :12] == 2).sum() - np.pi * 3 * 4) < 14
+
+
+def test_a_photo_may_be_in_the_json_of_labelme_alone(source, run):
+    import base64
+
+    shapes = [dict(label='x', points=[[2, 2], [9, 2], [9, 9]], shape_type='polygon')]
+    content = dict(
+        shapes=shapes,
+        imagePath='..\\lost\\a.jpg',
+        imageData=base64.b64encode(photo()).decode(),
+        imageWidth=SIZE[0],
+        imageHeight=SIZE[1],
+    )
+    made, _ = run(source({'a.json': json.dumps(content)}))
+    assert (made.root / 'JPEGImages' / 'a.jpg').read_bytes() == photo()
+    assert read_mask(made.root, 'a')[3, 8] == 1
+
+
+def test_camvid_of_segnet_has_12_numbers_and_the_last_is_void(source, run):
+    files = {}
+    for i, split in enumerate(('train', 'val', 'test')):
+        files[f'CamVid/{split}/f{i}.png'] = photo(i, kind='PNG')
+        files[f'CamVid/{split}annot/f{i}.png'] = striped(0, 10, 11)
+    made, _ = run(source(files), format='camvid')
+    assert [names(made.root, split) for split in ('train', 'val', 'test')] == [
+        ['f0'],
+        ['f1'],
+        ['f2'],
+    ]
+    np.testing.assert_array_equal(read_mask(made.root, 'f0'), striped(0, 10, 255))
+    assert len(made.record.classes) == 11
+
+
+def test_the_original_camvid_is_grouped_into_11_classes(source, run):
+    from ssnet_mm.datasets.camvid import COLOURS
+
+    lines = Path(__file__).with_name('label_colors.txt').read_text()
+    table = {line.split(None, 3)[3]: line.split()[:3] for line in lines.splitlines()}
+    assert len(table) == 32
+    shown = ['Sky', 'Wall', 'LaneMkgsNonDriv', 'Child', 'Void', 'Train']
+    mask = coloured(*(tuple(map(int, table[name])) for name in shown))
+    frames = ['0001TP_006690', '0001TP_008550', '0016E5_07959', '0016E5_07980', 'Seq05VD_f00000']
+    files = {'label_colors.txt': lines}
+    for i, name in enumerate(frames):
+        files[f'701_StillsRaw_full/{name}.png'] = photo(i, kind='PNG')
+        files[f'LabeledApproved_full/{name}_L.png'] = mask
+    made, _ = run(source(files), format='camvid', images='jpg')
+    wanted = [made.record.classes.index(n) for n in ('sky', 'building', 'road', 'pedestrian')]
+    np.testing.assert_array_equal(
+        read_mask(made.root, frames[0]), striped(*wanted, 255, made.record.classes.index('car'))
+    )
+    assert names(made.root, 'train') == [frames[0], frames[3]]
+    assert names(made.root, 'val') == [frames[2]]
+    assert names(made.root, 'test') == [frames[1], frames[4]]
+    assert dict(zip(made.record.classes, map(list, made.record.palette))) == COLOURS
+
+
+@pytest.mark.parametrize(
+    ('files', 'told'),
+    [
+        ({'a.jpg': photo()}, 'holds no annotations that are known'),
+        (
+            {**two(striped(0, 1), striped(1, 0)), 'a.json': '{"shapes": []}'},
+            r'may be index .* or labelme .*; say which by --format',
+        ),
+    ],
+)
+def test_what_is_not_clear_is_refused(source, run, files, told):
+    with pytest.raises(UserError, match=told):
+        run(source(files))
