@@ -212,12 +212,6 @@ def _write_config(task: Fit, data: Prepared) -> str:
     return net
 
 
-def _write_text(
-    file: Path, base: str, data: Prepared, weights: list[float], workers: int, plan: Plan, amp: str
-) -> None:
-    write_result(file, config_text(file, base, data, weights, plan, amp, workers).encode())
-
-
 def _described(plan: Plan) -> str:
     (width, height), (h, w) = plan.scale, plan.crop_size
     time_ = f' of {plan.seconds:.2f} s' if plan.seconds else ''
