@@ -21,7 +21,7 @@ DEMO_CONFIG := configs/fastfcn8_miniature.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-openmmlab lint format clean
+.PHONY: help env demo demo-page test test-slow test-openmmlab lint format clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -40,6 +40,10 @@ demo: $(ENV) ## draw a small data set, train FastFCN8 on it, test it, leave a pi
 	@sed -n 's/.*"mIoU": \([0-9.]*\).*/\1/p' $(DEMO)/test/*/*.json | \
 		awk '{printf "mIoU of FastFCN8 on the validation images of the miniature: %.1f %%\n", $$1}'
 	@echo 'image, truth and prediction side by side: $(DEMO)/demo.png'
+
+demo-page: $(ENV) ## its network as a web page, work_dirs/demo/demo.html; npm fetches the runtime once
+	@test -f $(DEMO)/last_checkpoint || { echo 'error: there is no network yet: run make demo first' >&2; exit 1; }
+	$(PY) tools/export.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --format html --out $(DEMO)/demo.html
 
 test: $(ENV) ## run the tests
 	$(PY) -m pytest $(ARGS)

@@ -16,8 +16,11 @@ from helpers.export_formats import need
 from PIL import Image
 
 from ssnet_mm import build_model
+from ssnet_mm.commands import parser_of
 from ssnet_mm.deploy.export import export
 from ssnet_mm.engine.config import build_segmentor, load_config
+from ssnet_mm.engine.options import parse_options
+from ssnet_mm.own_configs import config_names
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ['README.md', 'CONTRIBUTING.md', *(f'docs/{p.name}' for p in ROOT.glob('docs/*.md'))]
@@ -113,7 +116,10 @@ def test_a_command_is_one_that_the_tools_take(language, block, checkout, tool):
     log.touch()
     keras = checkout / 'keras-env' / 'bin'  # an environment of TensorFlow, as the text says
     keras.mkdir(parents=True)
-    for path in (*(stubs / name for name in ('python', 'pip', 'make', 'srun')), keras / 'python'):
+    for path in (
+        *(stubs / name for name in ('python', 'pip', 'make', 'srun', 'ssnet_mm')),
+        keras / 'python',
+    ):
         path.write_text(STUB.format(python=sys.executable, log=str(log)))
         path.chmod(0o755)
     env = {**os.environ, 'PATH': f'{stubs}:{os.environ["PATH"]}'}
@@ -131,6 +137,8 @@ def test_a_command_is_one_that_the_tools_take(language, block, checkout, tool):
             assert args[0] == 'install'
             for i, arg in enumerate(args):
                 assert arg != '-r' or (ROOT / args[i + 1]).is_file()
+        elif name == 'ssnet_mm':
+            _check_parsed(parser_of(args[0], name).parse_args(args[1:]))
         else:
             _check_python(args, tool)
 
@@ -143,13 +151,13 @@ def _check_python(args, tool):
     if script.parent.name != 'tools' or '.mim' in str(script):
         assert script.is_file() or (ROOT / script).is_file(), script
         return
-    parsed = tool(script.stem).parse_args(args[args.index(str(script)) + 1 :])
+    _check_parsed(tool(script.stem).parse_args(args[args.index(str(script)) + 1 :]))
+
+
+def _check_parsed(parsed):
     config = getattr(parsed, 'config', None) or getattr(parsed, 'model', None)
-    options = getattr(parsed, 'cfg_options', None) or {}
-    if config and Path(config).is_file() and config.endswith('.py'):
-        if isinstance(options, list):
-            options = dict(option.split('=', 1) for option in options)
-        load_config(config, options)
+    if config and (config in config_names() or (config.endswith('.py') and Path(config).is_file())):
+        load_config(config, parse_options(getattr(parsed, 'cfg_options', None)))
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)

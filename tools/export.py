@@ -1,4 +1,4 @@
-"""Export a checkpoint to one file for ONNX Runtime, OpenVINO or torch.export, and check it.
+"""Export a checkpoint to one file for ONNX Runtime, OpenVINO, torch.export or a browser.
 
 The same as ``ssnet_mm export``; see :mod:`ssnet_mm.commands.export`.
 """

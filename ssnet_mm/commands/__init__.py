@@ -59,6 +59,7 @@ _NOISE = (
     'Could not import OneDL',
     'Fail to import ``MultiScaleDeformableAttention``',
     'Default ``avg_non_ignore`` is False',
+    '`torch.jit.script_method` is deprecated',
     'The draw is False, it means that the hook for visualization',
 )
 

@@ -52,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--opacity', type=float, default=0.5, help='of the colours, 0 to 1 (default: 0.5)'
     )
     parser.add_argument(
+        '--confidence', action='store_true',
+        help="images: each pixel's probability as well, confidence/<name>.png, and confidence.csv, "
+        'which ranks the images by what to label next',
+    )  # fmt: skip
+    parser.add_argument(
         '--tile', type=int, metavar='N', help='large images in overlapping tiles of NxN pixels'
     )
     parser.add_argument('--overlap', type=int, metavar='N', help='of tiles (default: an eighth)')
@@ -72,6 +77,7 @@ def _refuse_unused(args: argparse.Namespace) -> None:
         (args.cfg_options, '--cfg-options changes a config', exported),
         (args.no_fuse, '--no-fuse runs a config', exported),
         (args.show, '--show shows frames of a video', not video),
+        (args.confidence, '--confidence ranks images', video),
         (args.limit is not None, '--limit counts frames of a video', not video),
     ):
         if given and useless:
@@ -106,7 +112,9 @@ def main(args: argparse.Namespace) -> None:
         )
         print(f'{count} frames segmented: {file}')
     else:
-        failures = predict.predict_images(segment, images, args.out_dir, args.opacity)
+        failures = predict.predict_images(
+            segment, images, args.out_dir, args.opacity, args.confidence
+        )
         if failures:
             for failure in failures if len(failures) > 3 else ():
                 print(' '.join(failure.split()), file=sys.stderr)
@@ -115,3 +123,5 @@ def main(args: argparse.Namespace) -> None:
                 f'{len(failures)} of {len(images)} images could not be segmented: {shown}'
             )
         print(f'{len(images)} images segmented: {args.out_dir}/overlay and {args.out_dir}/index')
+        if args.confidence:
+            print(f'what to label next, first things first: {args.out_dir}/confidence.csv')

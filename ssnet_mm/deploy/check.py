@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,9 @@ class Report:
     spread: float  # the logits' standard deviation
     agreement: float  # share of pixels that get the same label
     images: str  # what was compared, in words
+    shift: float = 0.0  # of the labels' probabilities: root mean square of the worst batch
+    temperature: float = 1.0  # with which these were computed
+    verified: dict[str, float] = field(default_factory=dict)  # mIoU of 'model' and 'exported'
     remark: str = ''  # what else should be known of the file
 
     def __str__(self) -> str:
@@ -51,8 +54,12 @@ class Report:
     def passes(self, precision: str) -> bool:
         """Whether it differs by rounding only; INT8: by a quarter of the logits' spread."""
         if precision == 'int8':
-            return self.deviation <= 0.25 * self.spread
-        return self.difference <= {'fp32': 1e-3, 'fp16': 5e-2, 'bf16': 5e-2}[precision] * self.scale
+            found, allowed = self.deviation, 0.25 * self.spread
+        else:
+            share = {'fp32': 1e-3, 'fp16': 5e-2, 'bf16': 5e-2}[precision]
+            found, allowed = self.difference, share * self.scale
+        # a probability changes by half as much as logits do at most
+        return found <= allowed and self.shift <= 0.5 * allowed / self.temperature
 
 
 def random_images(size: tuple[int, int], other_sizes: bool = True) -> list[Pixels]:
@@ -88,18 +95,23 @@ def compare(
         border = float(np.log(processor.threshold / (1 - processor.threshold)))
         return F.pad(logits, (0, 0, 0, 0, 1, 0), value=border)
 
-    differences, same, logits = [], [], []
+    differences, same, logits, shifts = [], [], [], []
     device = next(model.parameters()).device
     for image in images:
         batch = image if image.ndim == 4 else image[None]
         size = batch.shape[1:3]
         planes = torch.from_numpy(processor.normalised(batch)).to(device)
-        output = torch.from_numpy(run(processor.batch(batch)))
+        outputs = run(processor.batch(batch))
+        output = torch.from_numpy(outputs[0] if processor.scores else outputs)
         with torch.no_grad():
             expected = model(planes, mode='tensor').float().cpu()
         if processor.end_to_end:
             meta = dict(img_shape=size, pad_shape=size)
-            expected = classes(last_head(model).predict_by_feat(expected, [meta]))
+            expected = last_head(model).predict_by_feat(expected, [meta])
+            if processor.scores:
+                scores = [processor.decided(one.numpy(), True)[1] for one in expected]
+                shifts.append(np.square(outputs[1] - np.stack(scores)).mean())
+            expected = classes(expected)
             labels = output.long()
             if labels.max() >= expected.shape[1]:
                 raise not_finite()
@@ -125,6 +137,8 @@ def compare(
         spread=logit.std().item(),
         agreement=torch.cat(same).float().mean().item(),
         images=f'images of {sizes}',
+        shift=max(shifts, default=0.0) ** 0.5,
+        temperature=processor.temperature,
     )
 
 
@@ -157,7 +171,9 @@ def _test_step(model: Any, session: Session, data: Any) -> list[Any]:
     """A segmentor's ``test_step``, with an exported network in the place of its own."""
     if session.processor.end_to_end:
         images = np.stack([x.permute(1, 2, 0).numpy()[..., ::-1] for x in data['inputs']])  # RGB
-        for sample, labels in zip(data['data_samples'], session.run(images), strict=True):
+        output = session.run(images)
+        output = output[0] if session.processor.scores else output
+        for sample, labels in zip(data['data_samples'], output, strict=True):
             labels = resize_labels(labels, sample.ori_shape)
             sample.pred_sem_seg = PixelData(data=torch.from_numpy(labels)[None].long())
         return data['data_samples']

@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssnet_mm.deploy.check import Report, compare, flat_images, random_images
+from ssnet_mm.deploy.check import Report, compare, flat_images, random_images, verify
+from ssnet_mm.deploy.confidence import Calibrated
 from ssnet_mm.deploy.fusion import fuse
 from ssnet_mm.deploy.images import Pixels, read_image
 from ssnet_mm.deploy.network import Network, make_processor
@@ -37,8 +38,12 @@ def export(
     *,
     precision: str = 'fp32',
     end_to_end: bool = False,
+    scores: bool = False,
     size: tuple[int, int] = (512, 512),
     calibration: Sequence[str | os.PathLike[str] | Pixels] | None = None,
+    calibrated: Calibrated | None = None,
+    verify_on: str | None = None,
+    tolerance: float | None = None,
 ) -> Report:
     """Write a segmentor to a file, fused, for any batch, height and width.
 
@@ -51,6 +56,7 @@ def export(
             classes and palette from ``model.dataset_meta``, where it has them.
         path: Ends in ``.onnx`` (weights of 2 GiB and more go beside it, into ``.onnx.data``),
             ``.xml`` (OpenVINO; the weights go beside it, into ``.bin``) or ``.pt2`` (torch-export).
+            ``<name>.processor.json`` beside it tells other programs how to use it.
         format: 'onnx', 'openvino' or 'torch-export'.
         precision: 'fp16' keeps half precision where the runtime can compute so, 'bf16' computes in
             bfloat16, 'int8' quantises the network with the value ranges found on the calibration
@@ -58,9 +64,15 @@ def export(
         end_to_end: The file takes uint8 images, (N, H, W, 3) in RGB order, and gives uint8 labels,
             (N, H, W); otherwise normalised float images, (N, 3, H, W), to logits at the network's
             own resolution.
+        scores: The end-to-end file gives after the labels their probabilities, float32 (N, H, W).
+            A file of logits needs no such output.
         size: Height and width of the example image.
         calibration: Images for 'int8': paths or RGB arrays, the more like the data the better.
             Of eight or more up to four, a quarter at most, are kept for the comparison.
+        calibrated: What :func:`ssnet_mm.deploy.confidence.calibrate` has found of the model; the
+            file's probabilities are those of its temperature.
+        verify_on: 'val' or 'test': the report has mIoU of model and file on the config's data.
+        tolerance: Points of this mIoU that the file may lose at most.
 
     Returns:
         How the file differs from the model: on random images, for fp16 also on dark and bright
@@ -83,7 +95,19 @@ def export(
         raise UserError(f'{format} has no {precision} here; {others} have it')
     if (precision == 'int8') != bool(calibration):
         raise UserError('int8 takes calibration images, other precisions none')
-    processor = make_processor(model, end_to_end, precision)
+    if tolerance is not None and not verify_on:
+        raise UserError('a tolerance is that of a verification; verify on val or test data')
+    if scores and not end_to_end:
+        raise UserError('a file of logits has scores without more ado; leave scores out')
+    processor = make_processor(model, end_to_end, precision, scores)
+    if calibrated:
+        if end_to_end and not scores:
+            raise UserError('an end-to-end file has no use for a temperature without scores')
+        processor = dataclasses.replace(
+            processor,
+            temperature=calibrated.temperature,
+            calibration_error=(calibrated.before, calibrated.after),
+        )
     images: list[Pixels] = []
     for image in calibration or ():
         if isinstance(image, (str, os.PathLike)):
@@ -91,9 +115,18 @@ def export(
                 image = read_image(image)
         images.append(processor.resized(image))
     held, remark = _held_out(images) if precision == 'int8' else ([], '')
+    if (format, precision) == ('onnx', 'int8'):
+        remark += '; INT8 took twice as long as float32 in ONNX Runtime where it was measured, and '
+        remark += 'a sixth in OpenVINO (docs/performance.md)'
+
+    def check(file: Path) -> dict[str, float]:
+        return _verified(model, file, path, verify_on, tolerance) if verify_on else {}
+
     make_folder(path.parent)
     try:
-        report = _write(model, path, format, processor, size, images, held)
+        report = _write(model, path, format, processor, size, images, held, check)
+    except _Drop:
+        raise
     except UserError as error:
         fixed = _fixed_size(model, processor, size)
         if fixed is None:
@@ -104,13 +137,32 @@ def export(
                 else str(error)
             ) from error
         processor = dataclasses.replace(processor, fixed_size=fixed)
-        report = _write(model, path, format, processor, fixed, images, held)
+        report = _write(model, path, format, processor, fixed, images, held, check)
         remark = f'the file takes {fixed[0]}x{fixed[1]} pixels alone' + (remark and f'; {remark}')
     return dataclasses.replace(report, remark=remark)
 
 
 class _OneSize(UserError):
     """An export that failed at other sizes than the example's, or with sizes left free."""
+
+
+class _Drop(UserError):
+    """A score that fell by more than is tolerated."""
+
+
+def _verified(
+    model: Any, file: Path, path: Path, loader: str, tolerance: float | None
+) -> dict[str, float]:
+    """mIoU of a model and of its ``file``, that is to be named ``path``."""
+    found = {name: scores['mIoU'] for name, scores in verify(model, file, loader).items()}
+    before, after = found['model'], found['exported']
+    if tolerance is not None and not before - after <= tolerance:
+        raise _Drop(
+            f'{path} was not written: mIoU on {loader} falls from {before:.2f}% to {after:.2f}%, '
+            f'more than the tolerance of {tolerance:g} points; take another precision, or more '
+            'calibration images'
+        )
+    return found
 
 
 def _write(
@@ -121,6 +173,7 @@ def _write(
     size: tuple[int, int],
     images: Sequence[Pixels],
     held: Sequence[Pixels],
+    check: Callable[[Path], dict[str, float]],
 ) -> Report:
     """Write a file for one size or any, compare it with the model, and give it its name."""
     network = Network(fuse(model, channels_last=False).cpu(), processor)
@@ -142,7 +195,10 @@ def _write(
             report = compare(model, run, processor, pictures)
         if not report.passes(precision):
             raise _OneSize(f'{path} was not written: it differs from the model: {report}')
-        # the weights get their names first
+        report = dataclasses.replace(report, verified=check(file))
+        described = processor.described(path.name).encode()
+        (folder / f'{path.stem}.processor.json').write_bytes(described)
+        # the file itself gets its name last
         for item in sorted(folder.iterdir(), key=lambda item: item.name == path.name):
             os.replace(item, path.with_name(item.name))
     finally:
@@ -176,12 +232,18 @@ def _held_out(images: list[Pixels]) -> tuple[list[Pixels], str]:
     if len(images) < _FEW:
         # none can be spared
         held = [np.ascontiguousarray(image[:, ::-1]) for image in images[:_CHECKED]]
-        words = f'calibrated on {len(images)} images, {distinct} of them differ; compared mirrored'
+        words = (
+            f'calibrated on {len(images)} images, {distinct} of them differ, with a contrast of '
+            f'{contrast:.0f} grey levels; compared mirrored'
+        )
         return held, words
     count = min(_CHECKED, len(images) // 4)
     places = sorted({len(images) * (2 * i + 1) // (2 * count) for i in range(count)}, reverse=True)
     held = [images.pop(place) for place in places]
-    return held, f'calibrated on {len(images)} others; {distinct} images in all differ'
+    return held, (
+        f'calibrated on {len(images)} others; {distinct} images in all differ, with a contrast of '
+        f'{contrast:.0f} grey levels'
+    )
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from ssnet_mm.palette import voc_palette
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
 Labels = NDArray[Any]  # uint8, or uint16 beyond 256 classes; (H, W), class indices
+Maps = tuple[NDArray[Any], ...]  # labels, and where asked for, float32 of their probabilities
 ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | Pixels
 
 _MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')

@@ -25,7 +25,9 @@ def last_head(model: Any) -> Any:
     return head[-1] if isinstance(head, nn.ModuleList) else head
 
 
-def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32') -> Processor:
+def make_processor(
+    model: Any, end_to_end: bool = False, precision: str = 'fp32', scores: bool = False
+) -> Processor:
     """Read off a segmentor what surrounds its network.
 
     UserError where a processor can't tell that: sliding windows, padding, other transforms.
@@ -66,6 +68,7 @@ def make_processor(model: Any, end_to_end: bool = False, precision: str = 'fp32'
         crops=isinstance(head, CaffeFCN8Head),
         threshold=head.threshold if head.out_channels == 1 else None,
         end_to_end=end_to_end,
+        scores=scores,
         precision=precision,
         classes=tuple(meta.get('classes') or ()),
         palette=tuple((int(r), int(g), int(b)) for r, g, b in meta.get('palette') or ()),
@@ -99,12 +102,12 @@ class Prepare(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         planes = images.permute(0, 3, 1, 2)
         if self.flip:
-            planes = planes[:, [2, 1, 0]]
+            planes = planes.flip(1)
         return (planes.float() - self.mean) / self.std
 
 
 class Finish(nn.Module):
-    """From logits to uint8 labels at the size of the images.
+    """From logits to uint8 labels at the size of the images, and their probabilities.
 
     Bilinear resizing is a matrix product in each direction. As such it is the same in every
     runtime, and at some twenty channels several times as fast as their own resizing.
@@ -114,7 +117,7 @@ class Finish(nn.Module):
         super().__init__()
         self.processor = processor
 
-    def forward(self, logits: Tensor, images: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         # false for NaN too
         finite = (logits.mean((1, 2, 3), keepdim=True).abs() < 1e30)[:, 0]  # (N, 1, 1)
         if self.processor.crops:
@@ -127,9 +130,16 @@ class Finish(nn.Module):
             labels = logits.argmax(1).to(torch.uint8)
         else:
             labels = (logits[:, 0].sigmoid() > self.processor.threshold).to(torch.uint8)
-        if self.processor.num_classes > NOT_FINITE:
-            return labels
-        return torch.where(finite, labels, torch.full_like(labels, NOT_FINITE))
+        if self.processor.num_classes <= NOT_FINITE:
+            labels = torch.where(finite, labels, torch.full_like(labels, NOT_FINITE))
+        return (labels, self._probabilities(logits, labels)) if self.processor.scores else labels
+
+    def _probabilities(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of the classes taken, (N, H, W)."""
+        logits = logits / self.processor.temperature
+        if self.processor.threshold is not None:
+            return torch.where(labels == 1, logits[:, 0], -logits[:, 0]).sigmoid()
+        return 1 / (logits - logits.amax(1, keepdim=True)).exp().sum(1)
 
     def _weights(self, given: int, wanted: int) -> Tensor:
         """As the processor's matrix, (wanted, given), with sizes that may be symbols."""
@@ -162,7 +172,8 @@ class MatrixPool(nn.Module):
         """What each input has of each output, (wanted, given), with a size that may be a symbol."""
         place, output = torch.arange(given), torch.arange(wanted)[:, None]
         start, stop = output * given // wanted, ((output + 1) * given + wanted - 1) // wanted
-        return ((place >= start) & (place < stop)).to(like) / (stop - start).to(like)
+        within = torch.logical_and(place >= start, place < stop)
+        return within.to(like) / (stop - start).to(like)
 
 
 class Network(nn.Module):
@@ -186,7 +197,7 @@ class Network(nn.Module):
         self.finish = Finish(processor)
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         planes = self.prepare(images) if self.processor.end_to_end else images
         if self.processor.precision == 'fp16':
             planes = planes.to(next(self.model.parameters()).dtype)

@@ -6,13 +6,14 @@ the next ones. Results, their order and what is said are as if they did not.
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from PIL import Image
 
-from ssnet_mm.deploy.images import Labels, Pixels
+from ssnet_mm.deploy.images import Labels, Maps, Pixels
 from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.errors import UserError, few, require
 from ssnet_mm.files import MAX_NAME, make_folder, temporary_name, write_result
@@ -121,7 +122,11 @@ def check_output(out_dir: str | Path, opacity: float) -> None:
 
 
 def predict_images(
-    segment: Segmenter, images: Sequence[Path], out_dir: str | Path, opacity: float = 0.5
+    segment: Segmenter,
+    images: Sequence[Path],
+    out_dir: str | Path,
+    opacity: float = 0.5,
+    confidence: bool = False,
 ) -> list[str]:
     """Write ``overlay/<name>.png`` and ``index/<name>.png`` for each image, with a progress line.
 
@@ -129,21 +134,27 @@ def predict_images(
     beyond 256 classes it is a 16-bit grey PNG. Of a model trained with ``reduce_zero_label`` they
     are those of the annotations, from 1 on, as tools/test.py --out writes them.
 
+    With ``confidence`` there is also ``confidence/<name>.png``, 8-bit grey: 255 times each pixel's
+    probability; and ``confidence.csv``, which ranks the images: those to label next come first.
+
     Returns:
         What went wrong with the images that were skipped, each named.
     """
     out_dir = Path(out_dir)
-    folders = {(out_dir / kind).resolve() for kind in ('overlay', 'index')}
+    if confidence:
+        segment.check_scores()
+    folders = {(out_dir / kind).resolve() for kind in ('overlay', 'index', 'confidence')}
     if any(image.parent.resolve() in folders for image in images):
         raise UserError(f'{out_dir} would overwrite the images; choose another folder')
     names = output_names(images)
     failures: dict[int, str] = {}
     progress = _Progress(len(images))
     writing: deque[_Job] = deque()
+    sure: dict[int, tuple[float, float]] = {}
 
     def finish_writing() -> None:
         job = writing.popleft()
-        job.result.result()
+        sure[job.place] = job.result.result()
         progress.step()
 
     def failed(place: int, error: Exception) -> None:
@@ -165,13 +176,13 @@ def predict_images(
             if not reading:  # what is being written takes all the room
                 finish_writing()
                 continue
-            for group in _segmented(segment, _next_group(reading, segment.batch_size, failed)):
-                job, pixels, labels = group
-                if isinstance(labels, Exception):
-                    failed(job.place, labels)
+            group = _next_group(reading, segment.batch_size, failed)
+            for job, pixels, found in _segmented(segment, group, confidence):
+                if isinstance(found, Exception):
+                    failed(job.place, found)
                     continue
                 task = pool.submit(
-                    _write, segment, pixels, labels, out_dir, names[job.place], opacity
+                    _write, segment, pixels, found, out_dir, names[job.place], opacity
                 )
                 writing.append(_Job(job.place, job.size, task))
             while writing and (writing[0].result.done() or len(writing) > _AHEAD):
@@ -179,6 +190,8 @@ def predict_images(
         while writing:
             finish_writing()
     progress.end()
+    if confidence:
+        _write_ranking(out_dir / 'confidence.csv', {images[i]: sure[i] for i in sure})
     return [failures[place] for place in sorted(failures)]
 
 
@@ -220,25 +233,29 @@ def _next_group(reading: deque[_Job], count: int, failed: Any) -> list[tuple[_Jo
 
 
 def _segmented(
-    segment: Segmenter, group: list[tuple[_Job, Pixels]]
-) -> Iterator[tuple[_Job, Pixels, Labels | Exception]]:
-    """Label maps of images of one size; the error where there is none."""
+    segment: Segmenter, group: list[tuple[_Job, Pixels]], scores: bool
+) -> Iterator[tuple[_Job, Pixels, Maps | Exception]]:
+    """Label maps, and scores, of images of one size; the error where there are none."""
     found: list[Any]
+    pictures = [pixels for _, pixels in group]
     try:
-        found = segment([pixels for _, pixels in group])
+        found = segment(pictures, scores=True) if scores else [(x,) for x in segment(pictures)]
     except Exception as error:  # runtimes raise all kinds; the other images still count
         found = [error]
         if len(group) > 1:  # one of them is at fault
             for one in group:
-                yield from _segmented(segment, [one])
+                yield from _segmented(segment, [one], scores)
             return
-    for (job, pixels), labels in zip(group, found, strict=True):
-        yield job, pixels, labels
+    for (job, pixels), maps in zip(group, found, strict=True):
+        yield job, pixels, maps
 
 
 def _write(
-    segment: Segmenter, pixels: Pixels, labels: Labels, out_dir: Path, name: str, opacity: float
-) -> None:
+    segment: Segmenter, pixels: Pixels, maps: Maps, out_dir: Path, name: str, opacity: float
+) -> tuple[float, float]:
+    """Write an image's files; how sure its labels are: the mean, and the share below a half."""
+    labels, *scores = maps
+
     def save(kind: str, picture: Image.Image) -> None:
         png = io.BytesIO()
         picture.save(png, format='PNG', compress_level=_COMPRESSION)
@@ -247,6 +264,20 @@ def _write(
     # of large images one at a time
     save('overlay', segment.overlay(pixels, labels, opacity))
     save('index', _indexed(segment, labels))
+    for one in scores:
+        save('confidence', Image.fromarray((one * np.float32(255)).round().astype(np.uint8)))
+        return float(one.mean(dtype=np.float64)), float((one < 0.5).mean())
+    return 1.0, 0.0
+
+
+def _write_ranking(path: Path, sure: Mapping[Path, tuple[float, float]]) -> None:
+    """Write a CSV of how sure the labels of images are, the least sure ones first."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(['image', 'mean_confidence', 'share_below_half'])
+    for image, (mean, below) in sorted(sure.items(), key=lambda item: item[1]):
+        writer.writerow([os.fspath(image), f'{mean:.4f}', f'{below:.4f}'])
+    write_result(path, table.getvalue().encode(errors='surrogateescape'))
 
 
 def _indexed(segment: Segmenter, labels: Labels) -> Image.Image:

@@ -11,13 +11,13 @@ import dataclasses
 import functools
 import json
 from math import isfinite, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ssnet_mm.deploy.images import Labels, Pixels, bands_of_rows, label_type
+from ssnet_mm.deploy.images import Maps, Pixels, bands_of_rows, full_palette, label_type
 from ssnet_mm.errors import UserError
 from ssnet_mm.limits import MAX_PIXELS, parse_json
 
@@ -26,6 +26,14 @@ Scale = float | tuple[int, int]  # a factor, or a (width, height) to fit into
 _ROWS = 128  # of full-size logits held at once
 _LARGEST = 1 << 16  # side of an image, or factor, of a resize
 _MOST_CLASSES = 1 << 16  # that labels of 16 bits tell apart
+
+
+class Port(NamedTuple):
+    """An input or output of a network: name, type and sizes, of which words are free."""
+
+    name: str
+    type: str
+    shape: tuple[int | str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +58,11 @@ class Processor:
         first_index: What index maps written to files hold for the first class: 1 where the data
             set's annotations do (``reduce_zero_label``).
         fixed_size: Height and width of the only input that the file takes; ``None``: any.
+        scores: Whether an end-to-end file gives, after the labels, their probabilities too,
+            float32, NHW.
+        temperature: What logits are divided by before their softmax is taken for probabilities.
+        calibration_error: Expected calibration error of these probabilities on validation images,
+            before (temperature 1) and after the temperature was fitted; empty: it was not.
     """
 
     num_classes: int
@@ -66,10 +79,29 @@ class Processor:
     palette: tuple[tuple[int, int, int], ...] = ()
     first_index: int = 0
     fixed_size: tuple[int, int] | None = None
+    scores: bool = False
+    temperature: float = 1.0
+    calibration_error: tuple[float, ...] = ()
 
     def to_json(self) -> str:
         """One line of text."""
         return json.dumps(dataclasses.asdict(self))
+
+    def described(self, file: str) -> str:
+        """JSON for programs that run the file themselves: no default and no colour to be guessed.
+
+        Beside a processor's fields it has the file's name, inputs and outputs.
+        """
+        colours = full_palette(self.palette, self.num_classes)[: self.num_classes]
+        content = {
+            'file': file,
+            'inputs': [port._asdict() for port in self.inputs],
+            'outputs': [port._asdict() for port in self.outputs],
+            **dataclasses.asdict(self),
+            'palette': colours.tolist(),
+        }
+        lines = (f'  {json.dumps(key)}: {json.dumps(value)}' for key, value in content.items())
+        return '{\n' + ',\n'.join(lines) + '\n}\n'
 
     @classmethod
     def from_json(cls, text: str | None, source: object) -> Processor:
@@ -82,6 +114,7 @@ class Processor:
                 fields[name] = tuple(fields[name])
             fields['palette'] = tuple(tuple(colour) for colour in fields['palette'])
             fields['fixed_size'] = tuple(fields.get('fixed_size') or ()) or None
+            fields['calibration_error'] = tuple(fields.get('calibration_error') or ())
             processor = cls(**fields)
             processor._check()
             return processor
@@ -124,12 +157,35 @@ class Processor:
             ),
             'first_index': self.first_index in (0, 1),
             'flags': all(
-                type(f) is bool for f in (self.align_corners, self.crops, self.end_to_end)
-            ),
+                type(f) is bool
+                for f in (self.align_corners, self.crops, self.end_to_end, self.scores)
+            )
+            and self.end_to_end >= self.scores,
+            'temperature': _is_number(self.temperature) and 1e-3 <= self.temperature <= 1e3,
+            'calibration_error': len(self.calibration_error) in (0, 2)
+            and all(map(_is_number, self.calibration_error)),
         }
         for name, fits in sound.items():
             if not fits:
                 raise ValueError(f'{name} is none')
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What the network takes."""
+        height, width = self.fixed_size or ('height', 'width')
+        if self.end_to_end:
+            return (Port('images', 'uint8', ('batch', height, width, 3)),)
+        return (Port('images', 'float32', ('batch', 3, height, width)),)
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What the network gives."""
+        if not self.end_to_end:
+            channels = self.num_classes if self.threshold is None else 1
+            return (Port('logits', 'float32', ('batch', channels, 'rows', 'columns')),)
+        shape = self.inputs[0].shape[:3]
+        scores = (Port('scores', 'float32', shape),) if self.scores else ()
+        return (Port('labels', 'uint8', shape), *scores)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the network's input for an image."""
@@ -176,15 +232,18 @@ class Processor:
         down, across = (_bilinear(logits.shape[2 + i], size[i], self.align_corners) for i in (0, 1))
         return down @ (logits @ across.T)
 
-    def classes_of(self, logits: NDArray[np.float32]) -> Labels:
-        """Classes of logits (C, h, w)."""
-        if self.threshold is not None:
-            return (1 / (1 + np.exp(-logits[0])) > self.threshold).astype(np.uint8)
-        return logits.argmax(0).astype(label_type(self.num_classes))
+    def decided(self, logits: NDArray[np.float32], scores: bool = False) -> Maps:
+        """Classes of logits (C, h, w), and with ``scores`` their probabilities."""
+        temperature = self.temperature if scores else None
+        return decide(logits, self.num_classes, self.threshold, temperature)
 
-    def labels(
-        self, logits: NDArray[np.float32], size: tuple[int, int], original: tuple[int, int]
-    ) -> Labels:
+    def maps(
+        self,
+        logits: NDArray[np.float32],
+        size: tuple[int, int],
+        original: tuple[int, int],
+        scores: bool = False,
+    ) -> Maps:
         """Classes of one image's logits (C, h, w), at the ``original`` (height, width).
 
         Logits go to the ``size`` of the network's input, then to the image's, as in mmseg. Both
@@ -197,10 +256,37 @@ class Processor:
             for i in range(2)
         )
         wide = logits.astype(np.float32, copy=False) @ across.T
-        labels = np.empty(original, label_type(self.num_classes))
+        maps = empty_maps(original, self.num_classes, scores)
         for rows in bands_of_rows(original[0], _ROWS):
-            labels[rows] = self.classes_of(down[rows] @ wide)
-        return labels
+            for whole, part in zip(maps, self.decided(down[rows] @ wide, scores), strict=True):
+                whole[rows] = part
+        return maps
+
+
+def decide(
+    logits: NDArray[np.float32],
+    num_classes: int,
+    threshold: float | None = None,
+    temperature: float | None = None,
+) -> Maps:
+    """Classes of logits (C, h, w), and their probabilities where there is a temperature."""
+    if threshold is not None:
+        labels = (1 / (1 + np.exp(-logits[0])) > threshold).astype(np.uint8)
+        if temperature is None:
+            return (labels,)
+        signed = np.where(labels, logits[0], -logits[0])  # of the class taken, against the other
+        return labels, (1 / (1 + np.exp(-signed / temperature))).astype(np.float32)
+    labels = logits.argmax(0).astype(label_type(num_classes))
+    if temperature is None:
+        return (labels,)
+    shares = np.exp((logits - logits.max(0)) * np.float32(1 / temperature))
+    return labels, 1 / shares.sum(0, dtype=np.float32)
+
+
+def empty_maps(size: tuple[int, int], num_classes: int, scores: bool) -> Maps:
+    """What :func:`decide` gives, (height, width), to be filled."""
+    labels = np.empty(size, label_type(num_classes))
+    return (labels, np.empty(size, np.float32)) if scores else (labels,)
 
 
 def _is_number(value: object) -> bool:
@@ -230,8 +316,8 @@ def resize_image(image: Pixels, size: tuple[int, int]) -> Pixels:
     return np.array(resized)
 
 
-def resize_labels(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize (H, W) by repeating or leaving out labels: each is that of the nearest pixel."""
+def resize_labels(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Resize (H, W) by repeating or leaving out values: each is that of the nearest pixel."""
     for axis in range(2):
         index = (np.arange(size[axis]) + 0.5) * labels.shape[axis] / size[axis]
         labels = labels.take(index.astype(np.int64), axis)

@@ -128,37 +128,50 @@ class Segmenter:
             )
         return self._made, ()
 
-    def __call__(self, image: ImageLike | Sequence[ImageLike]) -> Any:
+    def __call__(self, image: ImageLike | Sequence[ImageLike], scores: bool = False) -> Any:
         """Label one image, or each image of a list.
 
         Args:
             image: A path, the bytes of a file, an open file, a PIL image, an RGB array (H, W, 3)
                 of uint8; or a list of them.
+            scores: Whether each pixel's probability of its class is wanted too: the softmax, of
+                logits divided by the file's temperature.
 
         Returns:
             Class indices (H, W) at the image's own size, uint8, or uint16 for more than 256
-            classes; a list of them for a list.
+            classes; with ``scores`` a pair, these and the probabilities, float32 of (H, W); a list
+            of either for a list.
 
         Raises:
-            UserError: Something is not such an image.
+            UserError: Something is not such an image, or the file gives no scores.
         """
+        if scores:
+            self.check_scores()
         if not isinstance(image, (list, tuple)):
-            return self([image])[0]  # type: ignore[list-item]
+            return self([image], scores)[0]  # type: ignore[list-item]
         if self.tiling:
-            return [self._run([self.pixels(one)])[0] for one in image]
-        found: list[Labels] = []
+            return [self._run([self.pixels(one)], scores)[0] for one in image]
+        found: list[Any] = []
         for _, group in groupby([self.pixels(one) for one in image], key=lambda one: one.shape):
             alike = list(group)
             for i in range(0, len(alike), self.batch_size):
-                found += self._run(alike[i : i + self.batch_size])
+                found += self._run(alike[i : i + self.batch_size], scores)
         return found
 
-    def _run(self, images: list[Pixels]) -> list[Labels]:
+    def check_scores(self) -> None:
+        """UserError where the model gives labels alone."""
+        if not getattr(self.session, 'gives_scores', True):
+            raise UserError(
+                'this file gives labels alone; export it with scores, or without end_to_end'
+            )
+
+    def _run(self, images: list[Pixels], scores: bool) -> list[Any]:
         """Label maps of images of one size; UserError where the network can't have such a size."""
         try:
             if self.tiling:
-                return [self.session.tiled(i, self.tiling, self.batch_size) for i in images]
-            return self.session(images)
+                made = [self.session.tiled(i, self.tiling, self.batch_size, scores) for i in images]
+                return made if scores else [labels for (labels,) in made]
+            return self.session(images, scores=True) if scores else self.session(images)
         except UserError:
             raise
         except Exception as error:  # runtimes raise all kinds

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ssnet_mm.deploy.images import Labels
+from ssnet_mm.deploy.images import Maps
 from ssnet_mm.errors import UserError
 
 Logits = NDArray[np.float32]
@@ -61,11 +61,11 @@ def label_tiles(
     batch_size: int,
     size: tuple[int, int],
     original: tuple[int, int],
-    labels: Labels,
-    classes_of: Callable[[Logits], Labels],
+    maps: Maps,
+    decided: Callable[[Logits], Maps],
     align_corners: bool,
-) -> Labels:
-    """Fill ``labels``, of the ``original`` size, from an input's tiles.
+) -> Maps:
+    """Fill ``maps``, of the ``original`` size, from an input's tiles.
 
     Args:
         run: From windows to their logits, (N, C, height, width) at the windows' own size.
@@ -73,16 +73,21 @@ def label_tiles(
         batch_size: How many windows run at once.
         size: Height and width of the input.
         original: Those of the image.
-        labels: To be filled.
-        classes_of: From logits (C, h, w) to classes.
+        maps: Labels, and what else is wanted of each pixel.
+        decided: From logits (C, h, w) to these.
         align_corners: Of resizing logits to the image.
     """
+
+    def fill(rows: slice, columns: slice, logits: Logits) -> None:
+        for whole, part in zip(maps, decided(logits), strict=True):
+            whole[rows, columns] = part
+
     blocks = _blocks(run, tiling, batch_size, size)
     if size == original:
         for top, left, logits in blocks:
             height, width = logits.shape[1:]
-            labels[top : top + height, left : left + width] = classes_of(logits)
-        return labels
+            fill(slice(top, top + height), slice(left, left + width), logits)
+        return maps
     down, across = (Taps(size[i], original[i], align_corners) for i in (0, 1))
     above: Logits | None = None  # the last row of the blocks above
     beside: Logits | None = None  # the last column of the block before
@@ -101,10 +106,9 @@ def label_tiles(
         rows, columns = down.between(top, top + height), across.between(left, left + width)
         for start in range(rows.start, rows.stop, 128):
             part = slice(start, min(start + 128, rows.stop))
-            labels[part, columns] = classes_of(
-                across.mix(down.mix(wide, part, top - 1, 1), columns, left - 1, 2)
-            )
-    return labels
+            rows_mixed = down.mix(wide, part, top - 1, 1)
+            fill(part, columns, across.mix(rows_mixed, columns, left - 1, 2))
+    return maps
 
 
 def _starts(length: int, tiling: Tiling) -> list[int]:

@@ -27,7 +27,7 @@ BEST = 'best'  # a file in a work directory that names its best checkpoint
 
 # Progress of loops, and where a checkpoint is the best so far; in tests each class' scores, too.
 _SHOWN = {
-    'train': re.compile(r'(Iter|Epoch)\(\w+\) *\[|The best checkpoint '),
+    'train': re.compile(r'(Iter|Epoch)\(\w+\) *\[|The best checkpoint |resumed epoch: '),
     'test': re.compile(r'(Iter|Epoch)\(\w+\) *\[|\n\+--'),
 }
 # Warnings that the stacks give in every run of ours, whatever it does.
@@ -137,7 +137,7 @@ def _weights(cfg: Config) -> str:
     if cfg.get('load_from'):
         how = 'resumed from ' if cfg.get('resume') else ''
         return f'{how}{cfg.load_from}'
-    init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
+    init_cfg = (cfg.model.get('backbone') or {}).get('init_cfg') or {}
     start = init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
     return start or cfg.model.get('pretrained') or 'random'
 
@@ -148,12 +148,12 @@ def _training(cfg: Config) -> str:
         length, unit = loop.max_iters, 'iterations'
     else:
         length, unit = loop.get('max_epochs'), 'epochs'
+    said = [f'{length} {unit} of batch {cfg.train_dataloader.get("batch_size")}']
     optimizer = wrapper.get('optimizer') or {}
-    said = [
-        f'{length} {unit} of batch {cfg.train_dataloader.get("batch_size")}',
-        f'{optimizer.get("type")} at {optimizer.get("lr")}',
-        f'validated every {loop.get("val_interval", 1)}',
-    ]
+    if 'type' in optimizer:  # there may be several
+        said.append(f'{optimizer["type"]} at {optimizer.get("lr")}')
+    if cfg.get('val_cfg') is not None:
+        said.append(f'validated every {loop.get("val_interval", 1)}')
     if wrapper.get('type', 'OptimWrapper') != 'OptimWrapper':
         said.append(str(wrapper['type']))
     return ', '.join(said)

@@ -233,6 +233,13 @@ def arguments(cls: type) -> set[str]:
     return names - {'self'}
 
 
+def hands_on(cls: type) -> bool:
+    """Whether a class takes arguments for others, beside those of its own and of its parents."""
+    inits = [vars(base)['__init__'] for base in cls.__mro__[:-1] if '__init__' in vars(base)]
+    kinds = [{p.kind for p in inspect.signature(init).parameters.values()} for init in inits]
+    return bool(kinds) and all(inspect.Parameter.VAR_KEYWORD in kind for kind in kinds)
+
+
 def _suggest(cfg: Config, key: str, known: Iterable[str] = (), depth: int = 0) -> str:
     """Name the settings that may be meant, as the end of a message.
 

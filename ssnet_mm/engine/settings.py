@@ -20,7 +20,7 @@ from torch import nn
 
 from ssnet_mm.engine.checkpoint import load_fitting, read_checkpoint, weights_of
 from ssnet_mm.engine.config import describe, single_datasets
-from ssnet_mm.engine.options import arguments, config_files, plain
+from ssnet_mm.engine.options import arguments, config_files, hands_on, plain
 from ssnet_mm.errors import UserError, few, listed
 
 _ENDLESS = int(1e9)  # mmengine's end of a schedule that has none
@@ -124,7 +124,7 @@ def check_arguments(cfg: Config, mode: str) -> None:
         if not isinstance(kind, type):
             continue
         known = arguments(kind) | {'type', '_scope_', 'priority'}
-        if kind is not CheckpointHook and set(part) - known:  # it hands on what it does not know
+        if not hands_on(kind) and set(part) - known:
             raise UserError(f'{where}: {part["type"]} takes no {few(sorted(set(part) - known))}')
 
 

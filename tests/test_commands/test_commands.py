@@ -81,6 +81,18 @@ def test_parts_that_a_command_has_not_imported_yet_are_there_when_they_are_asked
     assert in_process(code, '/bin/ssnet_mm').returncode == 0
 
 
+def test_known_noise_of_the_stacks_is_not_printed_and_other_lines_are():
+    code = (
+        'import mmengine, ssnet_mm; from ssnet_mm import commands; register = ssnet_mm.register\n'
+        'ssnet_mm.register = lambda: (print("Could not import OneDL"), print("kept"), register())\n'
+        'commands.load_toolbox()'
+    )
+    done = in_process(code, 'mine.py')
+    assert done.stdout.splitlines()[-2] == 'kept', done.stderr
+    silent = in_process('from ssnet_mm.commands import load_toolbox; load_toolbox()', '/ssnet_mm')
+    assert len(silent.stdout.splitlines()) == 1 and 'Deformable' not in silent.stderr
+
+
 def test_a_module_runs_as_the_command():
     done = subprocess.run(
         [sys.executable, '-X', 'importtime', '-m', 'ssnet_mm', 'train', 'a', '--cfg-options', 'b'],

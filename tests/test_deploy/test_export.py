@@ -16,12 +16,14 @@ from ssnet_mm import build_model
 from ssnet_mm.deploy import export as module
 from ssnet_mm.deploy import runtimes
 from ssnet_mm.deploy.check import Report, compare, flat_images, verify
+from ssnet_mm.deploy.confidence import Calibrated
 from ssnet_mm.deploy.export import export
 from ssnet_mm.deploy.model import load_model
 from ssnet_mm.deploy.network import MatrixPool, make_processor
 from ssnet_mm.deploy.processor import Processor
 from ssnet_mm.deploy.runtimes import FORMATS
 from ssnet_mm.deploy.runtimes import onnx as onnx_runtime
+from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.engine.launch import load_config
 from ssnet_mm.errors import UserError
 
@@ -123,7 +125,7 @@ def test_lower_precision_is_close_and_smaller(model, tmp_path, format, precision
     )  # fmt: skip
     # a random network's labels change with little, on images that it was not calibrated on
     assert report.agreement > (0.7 if precision == 'int8' else 0.9) and report.deviation > 0
-    names = [file.name, file.with_suffix('.bin').name] if format == 'openvino' else [file.name]
+    names = [file.name, 'low.processor.json', *(['low.bin'] if format == 'openvino' else [])]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
     if precision == 'int8':
         assert report.images == 'images of 90x120, 45x60'
@@ -338,6 +340,8 @@ def test_the_tool_writes_checks_and_verifies(tool, tiny, tiny_data, tmp_path, ca
     tool('export').main([*args, *calibrate, '--end-to-end', '--verify', 'test'])
     lines = capsys.readouterr().out.splitlines()
     told = [line for line in lines if line.startswith((str(out), 'mIoU on'))]
+    assert '4 of them differ, with a contrast of ' in told[0]
+    assert 'INT8 took twice as long as float32 in ONNX Runtime where' in told[0]
     assert told[0].startswith(f'{out}: max difference ') and 'of labels agree' in told[0]
     assert [line.partition(':')[0] for line in told[1:]] == [
         'mIoU on test, model', 'mIoU on test, exported',
@@ -346,10 +350,29 @@ def test_the_tool_writes_checks_and_verifies(tool, tiny, tiny_data, tmp_path, ca
         (['--calibrate', str(tmp_path / 'none')], 'no image or folder'),
         (['--size', '0', '8'], '--size must be positive'),
         (['--cfg-options', 'model.decode_head.num_classes=4'], 'was trained for 3 classes'),
+        (['--tolerance', '1'], 'a tolerance is that of a verification'),
     ):
         with pytest.raises(SystemExit, match='^2$'):
             tool('export').main([*args, *changes])
         assert message in capsys.readouterr().err
+
+
+def test_a_score_that_falls_by_more_than_the_tolerance_is_refused(tiny, tmp_path, monkeypatch):
+    need('onnx')
+    model = load_model(load_config(tiny[0]), tiny[1], 'cpu')
+    found = dict(model=dict(mIoU=57.5), exported=dict(mIoU=55.0))
+    asked = []
+    monkeypatch.setattr(module, 'verify', lambda *args: asked.append(args) or found)
+    common = dict(size=(53, 64), verify_on='test')
+    with pytest.raises(UserError, match='on test falls from 57.50% to 55.00%, more than the toler'):
+        export(model, tmp_path / 'a.onnx', 'onnx', tolerance=2, **common)
+    assert len(asked) == 1 and asked[0][2] == 'test'
+    assert not list(tmp_path.glob('*.onnx')) and not list(tmp_path.glob('*.json'))
+    report = export(model, tmp_path / 'a.onnx', 'onnx', tolerance=2.5, **common)
+    assert report.verified == dict(model=57.5, exported=55.0)
+    found['exported']['mIoU'] = float('nan')
+    with pytest.raises(UserError, match='to nan%'):
+        export(model, tmp_path / 'a.onnx', 'onnx', tolerance=99, **common)
 
 
 @pytest.mark.parametrize('given', [(12, 20), (7, 3), (2, 2)])
@@ -358,6 +381,24 @@ def test_pooling_to_a_size_is_a_matrix_product(given):
     for size in ((3, 5), (6, 6), (1, 2)):
         expected = nn.functional.adaptive_avg_pool2d(x, size)
         torch.testing.assert_close(MatrixPool(size)(x), expected)
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d((2, 3))
+
+    def forward(self, x):
+        return x + self.pool(x).amax((2, 3), keepdim=True)
+
+
+def test_pooling_to_a_size_goes_into_torchs_files(model, tmp_path):
+    if OLD_TORCH:
+        pytest.skip('torch 2.12 ties the file to sizes like the example')
+    pooled = copy.deepcopy(model)
+    pooled.backbone.stages[0].append(Pooled())
+    report = export(pooled, tmp_path / 'a.pt2', 'torch-export', size=(40, 48))
+    assert report.images == 'images of 40x48, 31x31'
 
 
 class OneSize(nn.Module):
@@ -403,7 +444,7 @@ def test_weights_of_another_export_are_refused(model, tmp_path, monkeypatch, for
     for name, net in (('a', model), ('b', other)):
         export(net, tmp_path / f'{name}{suffix}', format, size=(40, 48))
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        [f'a{suffix}', f'a{beside}', f'b{suffix}', f'b{beside}']
+        f'{name}{end}' for name in 'ab' for end in (suffix, beside, '.processor.json')
     )
     assert runner(tmp_path / f'a{suffix}')([images(1, 33, 47)[0]])
     (tmp_path / f'b{beside}').replace(tmp_path / f'a{beside}')
@@ -429,7 +470,7 @@ def test_int8_is_compared_on_images_that_it_was_not_calibrated_on():
     left = list(given)
     held, words = module._held_out(left)
     assert len(held) == 4 and len(left) == 16 and len({i.shape for i in held + left}) == 20
-    assert words == 'calibrated on 16 others; 20 images in all differ'
+    assert words.startswith('calibrated on 16 others; 20 images in all differ, with a contrast of')
     few = given[:3]
     held, words = module._held_out(few)
     assert len(few) == 3 and 'compared mirrored' in words
@@ -471,6 +512,88 @@ def test_labels_of_a_broken_network_are_no_class(model, tmp_path):
     assert (network(torch.zeros(1, 40, 48, 3, dtype=torch.uint8)) == 255).all()
 
 
+CALIBRATED = Calibrated(1.7, 0.2, 0.1, 4, 99)
+
+
+@pytest.mark.parametrize('format', FORMATS)
+def test_scores_are_the_softmax_at_the_images_size(model, tmp_path, format):
+    need(format)
+    file = tmp_path / f'a{FORMATS[format].suffix}'
+    report = export(
+        model, file, format, end_to_end=True, scores=True, size=(40, 48), calibrated=CALIBRATED
+    )
+    assert 0 < report.shift < 1e-4
+    segment = Segmenter(file, threads=1)
+    for (image,) in (images(1, 97, 131), images(1, 40, 72)):
+        planes = torch.from_numpy(make_processor(model).normalised(image[None]))
+        with torch.no_grad():
+            logits = model(planes, mode='tensor')
+        logits = nn.functional.interpolate(logits, image.shape[:2], mode='bilinear')
+        expected = (logits / 1.7).softmax(1).amax(1)[0].numpy()
+        labels, scores = segment(image, scores=True)
+        assert scores.dtype == np.float32 and scores.shape == labels.shape == image.shape[:2]
+        np.testing.assert_allclose(scores, expected, atol=1e-4)
+        np.testing.assert_array_equal(segment(image), labels)
+    processor = runner(file).processor
+    assert (processor.temperature, processor.calibration_error) == (1.7, (0.2, 0.1))
+
+
+def test_scores_that_no_file_has_are_refused(model, tmp_path):
+    need('onnx')
+    file = tmp_path / 'a.onnx'
+    for options, message in (
+        (dict(scores=True), 'a file of logits has scores without more ado'),
+        (dict(end_to_end=True, calibrated=CALIBRATED), 'no use for a temperature without scores'),
+    ):
+        with pytest.raises(UserError, match=message):
+            export(model, file, 'onnx', size=(40, 48), **options)
+    export(model, file, 'onnx', end_to_end=True, size=(40, 48))
+    with pytest.raises(UserError, match='labels alone; export it with scores, or without end_to'):
+        Segmenter(file)(images(1, 40, 48)[0], scores=True)
+
+
+def test_a_wrong_score_is_not_written(model, tmp_path, monkeypatch):
+    need('onnx')
+    monkeypatch.setattr(
+        'ssnet_mm.deploy.network.Finish._probabilities', lambda self, logits, _: logits[:, 0] * 0
+    )
+    with pytest.raises(UserError, match='was not written: it differs from the model'):
+        export(
+            model, tmp_path / 'a.onnx', 'onnx', end_to_end=True, scores=True, size=(40, 48)
+        )  # fmt: skip
+
+
+def test_what_other_programs_need_lies_beside_the_file(model, tmp_path):
+    need('onnx')
+    export(model, tmp_path / 'a.onnx', 'onnx', end_to_end=True, scores=True, size=(40, 48))
+    told = json.loads((tmp_path / 'a.processor.json').read_text())
+    network = onnx_runtime.require('onnx', 'onnx', 'this test').load(tmp_path / 'a.onnx').graph
+    assert told['file'] == 'a.onnx'
+    assert [(p['name'], p['type']) for p in told['inputs']] == [('images', 'uint8')]
+    assert told['inputs'][0]['shape'] == ['batch', 'height', 'width', 3]
+    assert [(p['name'], p['type']) for p in told['outputs']] == [
+        ('labels', 'uint8'), ('scores', 'float32'),
+    ]  # fmt: skip
+    assert [port.name for port in network.output] == ['labels', 'scores']
+    assert told['classes'] == list('abcde') and told['palette'] == META['palette']
+    assert told['temperature'] == 1 and told['resize'] is None and told['channel_order'] == 'rgb'
+    assert told['mean'] == pytest.approx([123.675, 116.28, 103.53])
+    # colours are told where none are known; logits have their own type
+    other = json.loads(Processor(3).described('b.pt2'))
+    assert other['palette'] == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
+    assert other['outputs'][0]['shape'] == ['batch', 3, 'rows', 'columns']
+
+
+def test_networks_of_blue_green_and_red_are_exported_end_to_end(model, tmp_path):
+    if OLD_TORCH:
+        pytest.skip('torch 2.12 ties the file to sizes like the example')
+    swapped = copy.deepcopy(model)
+    for name in ('_channel_conversion', 'channel_conversion'):  # OneDL's and OpenMMLab's
+        setattr(swapped.data_preprocessor, name, False)
+    export(swapped, tmp_path / 'a.pt2', 'torch-export', end_to_end=True, size=(40, 48))
+    assert runner(tmp_path / 'a.pt2').processor.channel_order == 'bgr'
+
+
 def test_labels_of_more_than_8_bits_are_not_exported_end_to_end():
     many = build_model(257, conv_type='ds', base_channels=2, fc_channels=4)
     assert make_processor(many).num_classes == 257
@@ -480,8 +603,6 @@ def test_labels_of_more_than_8_bits_are_not_exported_end_to_end():
 
 def test_an_exported_segmenter_can_be_pickled(model, tmp_path):
     need('onnx')
-    from ssnet_mm.deploy import Segmenter
-
     export(model, tmp_path / 'a.onnx', 'onnx', size=(40, 48))
     segment = Segmenter(tmp_path / 'a.onnx', tile=32, batch_size=2)
     other = pickle.loads(pickle.dumps(segment))

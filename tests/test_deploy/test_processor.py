@@ -64,14 +64,14 @@ def test_labels_are_those_of_logits_resized_twice(align_corners, original):
     expected = torch.from_numpy(logits)[None]
     for size in ((50, 70), original):
         expected = F.interpolate(expected, size=size, mode='bilinear', align_corners=align_corners)
-    found = Processor(5, align_corners=align_corners).labels(logits, (50, 70), original)
+    found = Processor(5, align_corners=align_corners).maps(logits, (50, 70), original)[0]
     assert found.dtype == np.uint8 and found.shape == original
     assert (found == expected[0].argmax(0).numpy()).mean() > 0.9995  # but for ties
 
 
 def test_one_logit_is_held_against_the_threshold():
     logits = np.array([[[-3.0, 0.0], [0.5, 3.0]]], np.float32)
-    found = Processor(2, threshold=0.6).labels(logits, (2, 2), (2, 2))
+    found = Processor(2, threshold=0.6).maps(logits, (2, 2), (2, 2))[0]
     assert found.tolist() == [[0, 0], [1, 1]]  # sigmoid(0.5) is 0.62
 
 

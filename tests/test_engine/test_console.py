@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.training import train
 from mmengine.logging import MMLogger
+from mmengine.registry import VISBACKENDS
 
 from ssnet_mm.engine import launch
 from ssnet_mm.engine.console import BEST, quieten, tell
@@ -44,6 +45,18 @@ def test_a_training_says_ten_lines_then_its_progress(tool, tiny_config, tmp_path
     whole = log.read_text()
     assert 'System environment' in whole and 'optim_wrapper = ' in whole
     assert all(line.strip() in whole for line in header)
+
+
+def test_a_training_without_validation_names_its_last_checkpoint(tiny_config, tmp_path, capsys):
+    config = tiny_config("""
+val_dataloader = val_evaluator = val_cfg = None
+model['backbone']['init_cfg'] = None
+""")
+    train(config, tmp_path / 'work')
+    lines = capsys.readouterr().out.splitlines()
+    assert '  training  2 iterations of batch 2, SGD at 0.01' in lines
+    assert lines[-2] == f'last checkpoint: {tmp_path}/work/iter_2.pth'
+    assert not (tmp_path / 'work' / BEST).exists()
 
 
 def test_a_test_says_its_scores(tool, tiny_config, tmp_path, capsys):
@@ -112,3 +125,27 @@ def test_tensorboard_is_asked_for_or_named(tiny_config, monkeypatch):
     with pytest.raises(UserError, match=r'pip install "ssnet_mm\[tensorboard\]" \(No module'):
         launch.use_tensorboard(cfg)
     assert Path(launch.__file__).is_file()
+
+
+def test_a_training_stops_early_with_averaged_weights(tool, tiny_config, tmp_path, capsys):
+    config = tiny_config("""
+train_cfg.update(max_iters=40, val_interval=1)
+default_hooks['checkpoint'].update(save_best='mIoU', interval=1, max_keep_ckpts=1)
+custom_hooks += [
+    dict(type='EarlyStoppingHook', monitor='mIoU', patience=1, min_delta=100.0),
+    dict(type='EMAHook', momentum=0.001),
+]
+""")
+    work = tmp_path / 'work'
+    tool('train').main([config, '--work-dir', str(work)])
+    last = torch.load(named_file(str(work / 'last_checkpoint')), weights_only=True)
+    assert last['meta']['iter'] < 5 and 'ema_state_dict' in last
+    tool('test').main([config, str(work / BEST), '--work-dir', str(tmp_path / 'tested')])
+    printed = capsys.readouterr().out
+    scores = re.findall(r'Iter\((?:val|test)\) \[4/4\] .*mIoU: ([0-9.]+)', printed)
+    assert scores[-1] in scores[:-1]
+
+
+@pytest.mark.parametrize('name', ['WandbVisBackend', 'MLflowVisBackend', 'TensorboardVisBackend'])
+def test_services_that_the_documents_name_are_there(name):
+    assert VISBACKENDS.get(name) is not None

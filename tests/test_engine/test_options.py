@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook, EMAHook, LoggerHook
 
 from ssnet_mm.engine.config import load_config
-from ssnet_mm.engine.options import READ, plain
+from ssnet_mm.engine.options import READ, hands_on, plain
 from ssnet_mm.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / 'configs').glob('*.py'))
@@ -129,3 +130,7 @@ def test_a_misspelled_setting_in_a_config_file_is_refused(tmp_path):
         f"_base_ = '{VOC}'\nparam_schedulers = []\nparam_scheduler = param_schedulers\n"
     )
     assert load_config(str(child)).param_scheduler == []
+
+
+def test_classes_that_hand_on_arguments_are_told():
+    assert hands_on(EMAHook) and hands_on(CheckpointHook) and not hands_on(LoggerHook)

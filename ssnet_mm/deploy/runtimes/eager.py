@@ -16,11 +16,11 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from ssnet_mm.deploy.fusion import fuse as fuse_layers
-from ssnet_mm.deploy.images import Labels, Pixels, check_mode, label_type, to_rgb
+from ssnet_mm.deploy.images import Maps, Pixels, check_mode, label_type, to_rgb
 from ssnet_mm.deploy.model import check_device, load_model
 from ssnet_mm.deploy.network import last_head
 from ssnet_mm.deploy.precision import compute_in_bfloat16, pack_weights
-from ssnet_mm.deploy.processor import Scale, rescaled
+from ssnet_mm.deploy.processor import Scale, decide, empty_maps, rescaled
 from ssnet_mm.deploy.tiling import Tiling, Window, label_tiles
 from ssnet_mm.engine.config import load_config
 from ssnet_mm.engine.samples import image_bands
@@ -113,8 +113,8 @@ class TorchSession:
         scales = [t.get('scale') for t in self.transforms if t['type'] == 'Resize']
         return max(scales[0]) if scales and isinstance(scales[0], (list, tuple)) else None
 
-    def __call__(self, images: list[Pixels]) -> list[Labels]:
-        """Label maps of images of one size."""
+    def __call__(self, images: list[Pixels], scores: bool = False) -> list[Any]:
+        """Label maps of images of one size; with ``scores`` pairs, with the probabilities."""
         check_process(self.process, torch.get_num_threads())
         data = pseudo_collate([self._packed(image) for image in images])
         with torch.no_grad():
@@ -123,10 +123,16 @@ class TorchSession:
             if not torch.isfinite(result.seg_logits.data.sum()):
                 raise not_finite()
         kind = label_type(self.num_classes)
-        return [r.pred_sem_seg.data[0].cpu().numpy().astype(kind) for r in results]
+        labels = [r.pred_sem_seg.data[0].cpu().numpy().astype(kind) for r in results]
+        if not scores:
+            return labels
+        return [
+            (found, _probabilities(result).cpu().numpy())
+            for found, result in zip(labels, results, strict=True)
+        ]
 
-    def tiled(self, image: Pixels, tiling: Tiling, batch_size: int) -> Labels:
-        """The label map of an image that goes through the network in tiles."""
+    def tiled(self, image: Pixels, tiling: Tiling, batch_size: int, scores: bool = False) -> Maps:
+        """The label map of an image that goes through the network in tiles, and its scores."""
         check_process(self.process, torch.get_num_threads())
         preprocessor = self.model.data_preprocessor
         if getattr(preprocessor, 'test_cfg', None):
@@ -145,15 +151,15 @@ class TorchSession:
 
         head = last_head(self.model)
 
-        def classes_of(logits: Any) -> Any:
-            if head.out_channels == 1:
-                return 1 / (1 + np.exp(-logits[0])) > head.threshold
-            return logits.argmax(0)
+        threshold = head.threshold if head.out_channels == 1 else None
+
+        def decided(logits: Any) -> Maps:
+            return decide(logits, self.num_classes, threshold, 1 if scores else None)
 
         return label_tiles(
             run, tiling, batch_size, tuple(inputs.shape[1:]), image.shape[:2],
-            np.empty(image.shape[:2], label_type(self.num_classes)),
-            classes_of, self.model.align_corners,
+            empty_maps(image.shape[:2], self.num_classes, scores),
+            decided, self.model.align_corners,
         )  # fmt: skip
 
     def _packed(self, image: Pixels) -> Any:
@@ -165,6 +171,14 @@ class TorchSession:
             )
         # a single band has no axis of its own where OpenCV reads it
         return self.pipeline({'img': _swapped(image) if image.shape[2] > 1 else image[..., 0]})
+
+
+def _probabilities(result: Any) -> torch.Tensor:
+    """Of the classes that mmseg has predicted, (H, W)."""
+    logits, labels = result.seg_logits.data.float(), result.pred_sem_seg.data[0]
+    if len(logits) == 1:  # of which mmseg keeps the sigmoid
+        return torch.where(labels.bool(), logits[0], 1 - logits[0])
+    return logits.softmax(0).amax(0)
 
 
 def _pair(value: Any) -> Any:

@@ -26,7 +26,7 @@ from ssnet_mm.limits import parse_json, stored_members
 # Operations of networks for images that neither look beyond their arguments nor trust them.
 _ATEN = frozenset(
     """
-    _assert_scalar _assert_tensor_metadata _softmax _to_copy _unsafe_view abs
+    _assert_scalar _assert_tensor_metadata _softmax _to_copy _unsafe_view abs amax amin
     adaptive_avg_pool1d adaptive_avg_pool2d add add_ addmm alias arange argmax avg_pool2d batch_norm
     bitwise_and bitwise_not bitwise_or bmm cat ceil channel_shuffle chunk clamp clamp_ clamp_max
     clamp_min clone concat constant_pad_nd contiguous conv1d conv2d conv_transpose2d cos detach
@@ -134,13 +134,13 @@ class ExportedGraph:
                 self.input = name
             else:  # a parameter, a buffer or a constant
                 self.values[name] = known[value[f'{kind}_name']]
-        if sum('user_input' in spec for spec in specs) != 1 or len(graph['outputs']) != 1:
-            raise ValueError('it takes or gives more than one batch')
-        self.output = str(graph['outputs'][0]['as_tensor']['name'])
+        if sum('user_input' in spec for spec in specs) != 1:
+            raise ValueError('it takes more than one batch')
+        self.outputs = [str(output['as_tensor']['name']) for output in graph['outputs']]
         self.steps = [self._step(node) for node in graph['nodes']]
         # values are let go of once nothing needs them
         last = {name: i for i, step in enumerate(self.steps) for name in (*step[3], *step[4])}
-        kept = {*self.values, self.output}
+        kept = {*self.values, *self.outputs}
         self.done: list[list[str]] = [[] for _ in self.steps]
         for name, i in last.items():
             if name not in kept:
@@ -195,8 +195,8 @@ class ExportedGraph:
             return torch.strided
         raise ValueError(f'an argument is {kind}')
 
-    def __call__(self, batch: Tensor) -> Tensor:
-        """Run it on a batch."""
+    def __call__(self, batch: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Run it on a batch; a tuple where there is more than one output."""
         values = {**self.values, self.input: batch}
         for (function, args, kwargs, _, outputs, single), done in zip(self.steps, self.done):
             result = function(*_filled(args, values), **_filled(kwargs, values))
@@ -206,7 +206,8 @@ class ExportedGraph:
                 values.update(zip(outputs, result or (), strict=True))
             for name in done:
                 del values[name]
-        return values[self.output]
+        found = tuple(values[output] for output in self.outputs)
+        return found if len(found) > 1 else found[0]
 
 
 class _Name(str):

@@ -61,7 +61,12 @@ def load(
         check_weights(path, beside(path), notes[WEIGHTS])
     check_precision(path, processor, precision)
     name = session.get_inputs()[0].name
-    return Session(lambda batch: session.run(None, {name: batch})[0], processor)
+
+    def run(batch: Any) -> Any:
+        outputs = session.run(None, {name: batch})
+        return outputs if processor.scores else outputs[0]
+
+    return Session(run, processor)
 
 
 def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixels]) -> None:
@@ -111,11 +116,11 @@ def graph(network: Any, size: tuple[int, int]) -> Any:
     import torch
 
     onnx = require('onnx', 'onnx', 'this export')
+    outputs = [output.name for output in network.processor.outputs]
     images = {0: 'batch', 2: 'height', 3: 'width'}
-    output, axes = 'logits', {0: 'batch', 2: 'rows', 3: 'columns'}
+    axes = {0: 'batch', 2: 'rows', 3: 'columns'}
     if network.processor.end_to_end:
-        images = {0: 'batch', 1: 'height', 2: 'width'}
-        output, axes = 'labels', images
+        axes = images = {0: 'batch', 1: 'height', 2: 'width'}
     if network.processor.fixed_size:
         images = axes = {0: 'batch'}
     with (
@@ -135,8 +140,8 @@ def graph(network: Any, size: tuple[int, int]) -> Any:
             dynamo=False,
             opset_version=OPSET,
             input_names=['images'],
-            output_names=[output],
-            dynamic_axes={'images': images, output: axes},
+            output_names=outputs,
+            dynamic_axes={'images': images, **dict.fromkeys(outputs, axes)},
         )
         return onnx.load(file)
 

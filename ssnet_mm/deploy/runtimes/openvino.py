@@ -57,7 +57,8 @@ def load(
     def run(batch: Any) -> Any:
         if not hasattr(local, 'request'):
             local.request = compiled.create_infer_request()
-        return local.request.infer([batch])[0]
+        outputs = local.request.infer([batch])
+        return [outputs[i] for i in range(2)] if processor.scores else outputs[0]
 
     return Session(run, processor)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ssnet_mm.deploy.images import Labels, Pixels, label_type, read_image, to_rgb
-from ssnet_mm.deploy.processor import Processor, Scale, rescaled, resize_labels
+from ssnet_mm.deploy.images import Maps, Pixels, read_image, to_rgb
+from ssnet_mm.deploy.processor import Processor, Scale, empty_maps, rescaled, resize_labels
 from ssnet_mm.deploy.tiling import Tiling, Window, label_tiles
 from ssnet_mm.errors import UserError
 
@@ -26,7 +26,7 @@ class Session:
     """An exported network with its processor; several threads may call it at once.
 
     Args:
-        run: From a batch to a batch, as the processor says.
+        run: From a batch to a batch, as the processor says; with its ``scores`` to two of them.
         processor: Read from the file.
     """
 
@@ -40,6 +40,7 @@ class Session:
         self.palette = processor.palette
         self.num_classes = processor.num_classes
         self.first_index = processor.first_index
+        self.gives_scores = processor.scores or not processor.end_to_end
 
     def rescaled(self, scale: Scale) -> Session:
         """The same network for images of another size than the test pipeline's."""
@@ -53,18 +54,21 @@ class Session:
         scale = (self.processor.resize or {}).get('scale')
         return max(scale) if scale else None
 
-    def __call__(self, images: list[Pixels]) -> list[Labels]:
-        """Label maps of images of one size, at that size."""
+    def __call__(self, images: list[Pixels], scores: bool = False) -> list[Any]:
+        """Label maps of images of one size, at that size; with ``scores`` pairs, with these."""
         processor, original = self.processor, images[0].shape[:2]
         batch = np.stack([processor.resized(image) for image in images])
         size = batch.shape[1:3]
-        output = self._checked_run(batch)
+        outputs = self._checked_run(batch)
         if processor.end_to_end:
-            return [resize_labels(labels, original) for labels in output]
-        return [processor.labels(logits, size, original) for logits in output]
+            sized = [[resize_labels(one, original) for one in output] for output in outputs]
+            found: list[Maps] = list(zip(*sized[: 1 + scores], strict=True))
+        else:
+            found = [processor.maps(logits, size, original, scores) for logits in outputs[0]]
+        return found if scores else [labels for (labels,) in found]
 
-    def tiled(self, image: Pixels, tiling: Tiling, batch_size: int) -> Labels:
-        """The label map of an image that goes through the network in tiles."""
+    def tiled(self, image: Pixels, tiling: Tiling, batch_size: int, scores: bool = False) -> Maps:
+        """The label map of an image that goes through the network in tiles, and its scores."""
         processor = self.processor
         if processor.end_to_end:
             raise UserError(
@@ -75,16 +79,16 @@ class Session:
 
         def run(windows: list[Window]) -> Any:
             batch = np.stack([pixels[window] for window in windows])
-            return processor.at_input(self._checked_run(batch), batch.shape[1:3])
+            return processor.at_input(self._checked_run(batch)[0], batch.shape[1:3])
 
         return label_tiles(
             run, tiling, batch_size, pixels.shape[:2], image.shape[:2],
-            np.empty(image.shape[:2], label_type(processor.num_classes)),
-            processor.classes_of, processor.align_corners,
+            empty_maps(image.shape[:2], processor.num_classes, scores),
+            lambda logits: processor.decided(logits, scores), processor.align_corners,
         )  # fmt: skip
 
-    def _checked_run(self, batch: Pixels) -> Any:
-        """The network's output for images (N, H, W, 3) of its input size."""
+    def _checked_run(self, batch: Pixels) -> tuple[Any, ...]:
+        """The network's outputs for images (N, H, W, 3) of its input size."""
         processor, size = self.processor, batch.shape[1:3]
         if processor.fixed_size not in (None, size):
             height, width = processor.fixed_size or size
@@ -92,9 +96,15 @@ class Session:
                 f'this file takes {height}x{width} pixels alone, not {size[0]}x{size[1]}; leave '
                 'scale and tile out, or export at another size'
             )
-        output = self.run(processor.batch(batch))
+        outputs = self.run(processor.batch(batch))
+        outputs = tuple(outputs) if processor.scores else (outputs,)
+        output = outputs[0]
         # some runtimes give nothing, or an old result, for images of a few pixels
         whole = len(output) == len(batch) and 0 not in output.shape
+        if any(one.shape != output.shape for one in outputs) or len(outputs) != len(
+            processor.outputs
+        ):
+            raise UserError('this file does not give what it says of itself; export it again')
         if not whole or (processor.end_to_end and output.shape[1:] != size):
             raise UserError(
                 f'the runtime gave a result of shape {output.shape} for {len(batch)} images; such '
@@ -106,7 +116,7 @@ class Session:
             finite = np.isfinite(output).all()
         if not finite:
             raise not_finite()
-        return output
+        return outputs
 
 
 def not_finite() -> UserError:

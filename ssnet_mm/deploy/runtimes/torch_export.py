@@ -35,7 +35,10 @@ def load(
     def run(batch: Any) -> Any:
         check_process(process, torch.get_num_threads())
         with torch.no_grad():
-            return network(torch.from_numpy(batch).to(device)).cpu().numpy()
+            output = network(torch.from_numpy(batch).to(device))
+        if processor.scores:
+            return [one.cpu().numpy() for one in output]
+        return output.cpu().numpy()
 
     return Session(run, processor)
 
