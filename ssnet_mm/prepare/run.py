@@ -29,6 +29,7 @@ from ssnet_mm.prepare.source import (
     Item,
     Mask,
     Options,
+    listed_splits,
 )
 from ssnet_mm.prepare.splits import Candidate, assign, read_val
 
@@ -105,7 +106,8 @@ def prepare(
             'last'
         )
     items, changed = _name(found, folder, photos, record)
-    for line in _assign(record, before, items, val, settings.seed):
+    listed = listed_splits(folder)
+    for line in _assign(record, before, items, listed, val, settings.seed):
         say(line)
     destination.begin(record)
     made = {name for name in items if not destination.is_done(name)}
@@ -208,6 +210,7 @@ def _assign(
     record: Record,
     before: Record | None,
     items: dict[str, Item],
+    listed: Mapping[str, str],
     val: float | list[str] | None,
     seed: int,
 ) -> Iterator[str]:
@@ -217,7 +220,7 @@ def _assign(
         name: Candidate(
             entry.source.rpartition('.')[0],
             entry.digest,
-            items[name].split if name in items else '',
+            (items[name].split or listed.get(items[name].key, '')) if name in items else '',
             old[name].split if name in old else '',
         )
         for name, entry in record.images.items()

@@ -181,6 +181,16 @@ class Folder:
             raise BadAnnotationError(f'is not JSON ({reason}); export it again') from error
 
 
+def listed_splits(folder: Folder) -> dict[str, str]:
+    """Names with their split, of lists as VOC's layout has them."""
+    found: dict[str, str] = {}
+    for name in folder.having('.txt'):
+        if match := re.search(r'(?:^|/)ImageSets/Segmentation/(train|val|test)\.txt$', name):
+            text = (folder.root / name).read_text(encoding='utf-8-sig', errors='replace')
+            found.update((line.strip(), match[1]) for line in text.splitlines() if line.strip())
+    return found
+
+
 def _shared_tail(a: Sequence[str], b: Sequence[str]) -> int:
     count = 0
     for x, y in zip(reversed(a), reversed(b)):

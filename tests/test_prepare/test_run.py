@@ -65,6 +65,19 @@ def test_folders_split_and_val_overrides_them(source, run):
     assert drawn.counts == {'train': 3, 'val': 2, 'test': 1}
 
 
+def test_lists_of_vocs_layout_split(source, run):
+    files = {
+        f'ImageSets/Segmentation/{s}.txt': f'{n}\n' for s, n in dict(val='p1', test='p2').items()
+    }
+    for name, content in some(4).items():
+        files[name.replace('images/', 'JPEGImages/').replace('masks/', 'SegmentationClass/')] = (
+            content
+        )
+    made, said = run(source(files))
+    assert 'as the source has it' in said
+    assert [names(made.root, s) for s in ('train', 'val', 'test')] == [['p0', 'p3'], ['p1'], ['p2']]
+
+
 def test_a_draw_depends_on_the_seed_alone(source, run):
     folder = source(some(10))
     first, again, other = (
