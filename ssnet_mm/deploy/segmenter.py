@@ -176,8 +176,11 @@ class Segmenter:
             raise
         except Exception as error:  # runtimes raise all kinds
             height, width = images[0].shape[:2]
+            model = self._made.args[0]
+            name = f'{os.path.basename(model)}: ' if isinstance(model, (str, os.PathLike)) else ''
             raise UserError(
-                f'the network fails on an image of {width}x{height} pixels: {first_line(error)}'
+                f'{name}the network fails on an image of {width}x{height} pixels: '
+                f'{first_line(error)}'
             ) from error
 
     def pixels(self, image: ImageLike) -> Pixels:

@@ -49,7 +49,9 @@ def test_trusting_a_file_takes_it_as_it_is(tmp_path):
 def test_a_network_that_fails_on_an_image_is_told(tmp_path):
     need('onnx')
     onnx_file(zeros=1 << 50)(tmp_path / 'a.onnx', '')
-    with pytest.raises(UserError, match='the network fails on an image of 6x5 pixels: ') as error:
+    with pytest.raises(
+        UserError, match='a.onnx: the network fails on an image of 6x5 pixels: '
+    ) as error:
         Segmenter(tmp_path / 'a.onnx')(np.zeros((5, 6, 3), np.uint8))
     assert len(str(error.value)) < 620
 
