@@ -16,6 +16,7 @@ from PIL import Image
 from ssnet_mm.deploy import model as model_module
 from ssnet_mm.deploy import predict
 from ssnet_mm.deploy.images import full_palette
+from ssnet_mm.deploy.predict import outputs, pipeline, video_file
 from ssnet_mm.deploy.processor import Processor
 from ssnet_mm.deploy.runtimes.eager import TorchSession
 from ssnet_mm.deploy.runtimes.session import Session
@@ -323,7 +324,7 @@ def test_names_too_long_or_not_text(red, tmp_path, capsys):
 
 
 def test_many_images_come_out_in_order_in_batches_and_few_at_a_time(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(predict, '_HELD', 5 * 3 * 4 * 6)
+    monkeypatch.setattr(pipeline, '_HELD', 5 * 3 * 4 * 6)
     batches, held, most = [], set(), 0
 
     def run(images):
@@ -340,14 +341,14 @@ def test_many_images_come_out_in_order_in_batches_and_few_at_a_time(tmp_path, ca
         return read(path)
 
     monkeypatch.setattr(segment, 'pixels', lambda x: counted(x) if isinstance(x, Path) else read(x))
-    write = predict.write_result
+    write = outputs.write_result
 
     def written(path, data):
         write(path, data)
         if path.parent.name == 'index':
             held.discard(path.name)
 
-    monkeypatch.setattr(predict, 'write_result', written)
+    monkeypatch.setattr(outputs, 'write_result', written)
     for i in range(20):
         Image.new('RGB', (6, 4), (200 * (i % 2), 0, 0)).save(tmp_path / f'{i:02}.png')
     (tmp_path / '07.png').write_text('nothing')
@@ -470,14 +471,14 @@ def test_a_video_that_the_disk_has_no_room_for_keeps_the_old_one(red, tmp_path, 
     source = write_video(tmp_path / 'a.avi', 12)
     _, file = predict.predict_video(red, source, tmp_path / 'out', limit=2)
     before = file.read_bytes()
-    count = predict._frames_of_mp4
+    count = video_file.frames_of_mp4
 
     def cut_short(path):
         os.truncate(path, path.stat().st_size - 100)
         return count(path)
 
     assert count(file) == 2
-    monkeypatch.setattr(predict, '_frames_of_mp4', cut_short)
+    monkeypatch.setattr(video_file, 'frames_of_mp4', cut_short)
     with pytest.raises(UserError, match='not written: 0 of 12 frames could be; is the disk full'):
         predict.predict_video(red, source, tmp_path / 'out')
     assert file.read_bytes() == before and len(list((tmp_path / 'out').iterdir())) == 1
