@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +16,17 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ssnet_mm.deploy.images import Maps, Pixels
-from ssnet_mm.deploy.predict.outputs import write_image, write_ranking
+from ssnet_mm.deploy.predict.annotations import labelme_file
+from ssnet_mm.deploy.predict.outputs import OUTPUTS, POLYGONS, write_image, write_tables
+from ssnet_mm.deploy.predict.overlay import Overlay
+from ssnet_mm.deploy.predict.polygons import Outline
 from ssnet_mm.deploy.predict.progress import Progress
 from ssnet_mm.deploy.predict.sources import output_names
+from ssnet_mm.deploy.predict.task import Result, Task, count_labels
 from ssnet_mm.deploy.predict.workers import workers
 from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.errors import UserError
+from ssnet_mm.prepare.labels import is_background
 
 _WORKERS = 2  # threads that read and write beside the network
 _AHEAD = 8  # images in work at once, the network's batch not counted
@@ -34,6 +39,13 @@ def predict_images(
     out_dir: str | Path,
     opacity: float = 0.5,
     confidence: bool = False,
+    *,
+    root: Path | None = None,
+    legend: bool = False,
+    transparent: Collection[str] = (),
+    polygons: str | None = None,
+    tolerance: float = 1.0,
+    min_area: int = 1,
 ) -> list[str]:
     """Write ``overlay/<name>.png`` and ``index/<name>.png`` for each image, with a progress line.
 
@@ -41,27 +53,50 @@ def predict_images(
     beyond 256 classes it is a 16-bit grey PNG. Of a model trained with ``reduce_zero_label`` they
     are those of the annotations, from 1 on, as tools/test.py --out writes them.
 
-    With ``confidence`` there is also ``confidence/<name>.png``, 8-bit grey: 255 times each pixel's
-    probability; and ``confidence.csv``, which ranks the images: those to label next come first.
+    ``areas.csv`` has each image's share of each class, and how many pixels these are.
+
+    Args:
+        segment: What labels the images.
+        images: Their files.
+        out_dir: Folder to write to.
+        opacity: Of the colours on overlays, 0 to 1.
+        confidence: Whether to write ``confidence/<name>.png`` as well, 8-bit grey: 255 times each
+            pixel's probability; and ``confidence.csv``, which ranks the images: those to label next
+            come first.
+        root: Folder that all images are below, whose folders are kept in the output.
+        legend: Whether the classes of an image are named below its overlay.
+        transparent: Names of classes that are not painted, and have no polygons.
+        polygons: ``'coco'`` writes the classes' regions to ``coco.json``, ``'labelme'`` to
+            ``labelme/<name>.json``. The background has none: tools take what is not marked as it.
+        tolerance: How many pixels a polygon may be off, to have fewer points.
+        min_area: Regions of fewer pixels have no polygon.
 
     Returns:
         What went wrong with the images that were skipped, each named.
+
+    Raises:
+        UserError: Something can't be had, or would overwrite the images, or LabelMe's files, which
+            are corrected by hand; nothing is written then. Or results can't be written.
     """
-    out_dir = Path(out_dir)
+    if polygons and polygons not in POLYGONS:
+        raise UserError(f'polygons must be {" or ".join(POLYGONS)}, got {polygons}')
     if confidence:
         segment.check_scores()
-    folders = {(out_dir / kind).resolve() for kind in ('overlay', 'index', 'confidence')}
-    if any(image.parent.resolve() in folders for image in images):
-        raise UserError(f'{out_dir} would overwrite the images; choose another folder')
-    names = output_names(images)
+    out_dir = Path(out_dir)
+    overlay = Overlay(segment, opacity, legend, transparent)
+    outlined = (i for i in overlay.painted if not is_background(overlay.names[i]))
+    outline = Outline(frozenset(outlined), tolerance, min_area)
+    asked = {'confidence' if confidence else None, polygons}
+    kinds = [kind for kind, row in OUTPUTS.items() if kind in asked or not row.optional]
+    task = Task(segment, out_dir, kinds, overlay, outline)
+    names = _names(task, images, root)
     failures: dict[int, str] = {}
-    progress = Progress(len(images))
     writing: deque[_Job] = deque()
-    sure: dict[int, tuple[float, float]] = {}
+    made: dict[int, list[Any]] = {}
 
     def finish_writing() -> None:
         job = writing.popleft()
-        sure[job.place] = job.result.result()
+        made[job.place] = job.result.result()
         progress.step()
 
     def failed(place: int, error: Exception) -> None:
@@ -70,7 +105,16 @@ def predict_images(
         failures[place] = message if known else f'{images[place]} ({message})'
         progress.step()
 
-    with workers(_WORKERS) as pool:
+    def write(place: int, pixels: Pixels, maps: Maps) -> list[Any]:
+        path = images[place]
+        labels, *scores = maps
+        result = Result(
+            path, (path.relative_to(root) if root else path).as_posix(), names[place], pixels,
+            labels, scores[0] if scores else None, count_labels(labels, len(overlay.names)),
+        )  # fmt: skip
+        return write_image(task, result)
+
+    with Progress(len(images)) as progress, workers(_WORKERS) as pool:
 
         def read(place: int, size: int) -> _Job:
             return _Job(place, size, pool.submit(segment.pixels, images[place]))
@@ -88,18 +132,30 @@ def predict_images(
                 if isinstance(found, Exception):
                     failed(job.place, found)
                     continue
-                task = pool.submit(
-                    write_image, segment, pixels, found, out_dir, names[job.place], opacity
-                )
-                writing.append(_Job(job.place, job.size, task))
+                result = pool.submit(write, job.place, pixels, found)
+                writing.append(_Job(job.place, job.size, result))
             while writing and (writing[0].result.done() or len(writing) > _AHEAD):
                 finish_writing()
         while writing:
             finish_writing()
-    progress.end()
-    if confidence:
-        write_ranking(out_dir / 'confidence.csv', {images[i]: sure[i] for i in sure})
+    write_tables(task, [made[place] for place in sorted(made)])
     return [failures[place] for place in sorted(failures)]
+
+
+def _names(task: Task, images: Sequence[Path], root: Path | None) -> list[str]:
+    """Names of the images' files, without suffix; UserError where they would overwrite others."""
+    out_dir = task.out_dir
+    folders = {(out_dir / kind).resolve() for kind in OUTPUTS}
+    for folder in {image.parent.resolve() for image in images}:
+        if not folders.isdisjoint((folder, *folder.parents)):
+            raise UserError(f'{out_dir} would overwrite the images; choose another folder')
+    names = [name.removesuffix('.png') for name in output_names(images, root)]
+    for name in names if 'labelme' in task.kinds else ():
+        if (file := labelme_file(out_dir, name)).exists():
+            raise UserError(
+                f'{file} is there already, and may be corrected by hand; choose another folder'
+            )
+    return names
 
 
 class _Job(NamedTuple):

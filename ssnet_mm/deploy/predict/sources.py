@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -21,13 +21,29 @@ VIDEO_SUFFIXES = (
     '.ogv', '.ts', '.webm', '.wmv',
 )  # fmt: skip
 
+_MAX_STEM = MAX_NAME - len('.json')  # bytes, of the longest suffix of what is written
 
-def find_images(path: str | Path, listing: TextIO | None = None) -> list[Path]:
-    """The image at a path, or the images in the folder at it (not in folders below), sorted.
+
+def find_images(
+    path: str | Path,
+    listing: TextIO | None = None,
+    recursive: bool = False,
+    leave_out: str | Path | None = None,
+) -> list[Path]:
+    """The image at a path, or the images in the folder at it, sorted.
 
     ``-`` reads paths from ``listing``, by default standard input, one a line. What a folder holds
-    beside images is named on standard error. UserError where there is nothing, or a folder without
-    images.
+    beside images is named on standard error.
+
+    Args:
+        path: An image, a folder or ``-``.
+        listing: Paths, one a line.
+        recursive: Whether the folders below count too: not hidden ones, nor links back to a folder
+            that they are in.
+        leave_out: Folder below that does not count, where results are written.
+
+    Raises:
+        UserError: There is nothing, or no image in the folder.
     """
     if os.fspath(path) == '-':
         lines = listing or sys.stdin
@@ -44,18 +60,43 @@ def find_images(path: str | Path, listing: TextIO | None = None) -> list[Path]:
     if not path.is_dir():
         raise UserError(f'no image or folder {path}; check the path')
     images, others = [], []
-    for item in sorted(path.iterdir()):
+    above = {os.path.realpath(leave_out)} if leave_out is not None else set()
+    for item in _listed(path, recursive, above):
         # a broken link is an image that can't be read, and named as such
-        named_so = item.suffix.lower() in SUFFIXES and not item.is_dir()
-        if named_so:
+        folder = os.path.isdir(item)
+        if item.suffix.lower() in SUFFIXES and not folder:
             images.append(item)
         elif not item.name.startswith('.'):
-            others.append(f'{item.name}/' if item.is_dir() else item.name)
+            others.append(f'{item.relative_to(path)}{"/" if folder else ""}')
     if not images:
-        raise UserError(f'no image in {path}; looked for {" ".join(SUFFIXES)}')
+        below = '' if recursive or not any(name.endswith('/') for name in others) else (
+            '; with recursive the folders below count too'
+        )
+        raise UserError(f'no image in {path}; looked for {" ".join(SUFFIXES)}{below}')
     if others:
         say(f'{len(others)} in {path} left out, no images by their names: {few(others)}')
     return images
+
+
+def _listed(folder: Path, recursive: bool, closed: set[str]) -> Iterator[Path]:
+    """What a folder holds, sorted, each folder that counts replaced by what it holds.
+
+    Those whose real path is in ``closed`` stand for themselves.
+    """
+    try:
+        items = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"can't list {folder}: {error.strerror or error}; change its permissions or move it "
+            'elsewhere'
+        ) from error
+    closed = closed | {os.path.realpath(folder)}  # a link back to it would go round
+    for item in items:
+        below = recursive and not item.name.startswith('.') and os.path.isdir(item)
+        if below and os.path.realpath(item) not in closed:
+            yield from _listed(item, recursive, closed)
+        else:
+            yield item
 
 
 def is_video(source: str | Path) -> bool:
@@ -70,25 +111,27 @@ def is_camera(source: str | Path) -> bool:
     return os.fspath(source).isdecimal() and not os.path.exists(source)
 
 
-def output_names(images: Sequence[Path]) -> list[str]:
+def output_names(images: Sequence[Path], root: Path | None = None) -> list[str]:
     """PNG names for the results: the images' stems, or their full names where stems repeat.
 
     Where full names repeat too, as from several folders, a number follows. What would be too long
-    a name is cut.
+    a name is cut. Images below a folder ``root`` keep their folders.
     """
-    stems = {image.stem.lower() for image in images}  # some file systems ignore case
+    folders = [image.parent.relative_to(root) if root else Path() for image in images]
+    # some file systems ignore case
+    stems = {str(folder / image.stem).lower() for folder, image in zip(folders, images)}
     names: list[str] = []
     taken: set[str] = set()
-    for image in images:
+    for folder, image in zip(folders, images):
         base = image.stem if len(stems) == len(images) else image.name
-        base = os.fsdecode(os.fsencode(base)[: MAX_NAME - len('.png')])
+        base = os.fsdecode(os.fsencode(base)[:_MAX_STEM])
         name, number = base, 2
-        while name.lower() in taken:
+        while str(folder / name).lower() in taken:
             end = f'_{number}'
-            room = MAX_NAME - len('.png') - len(end)
-            name, number = os.fsdecode(os.fsencode(base)[:room]) + end, number + 1
-        taken.add(name.lower())
-        names.append(f'{name}.png')
+            name = os.fsdecode(os.fsencode(base)[: _MAX_STEM - len(end)]) + end
+            number += 1
+        taken.add(str(folder / name).lower())
+        names.append(str(folder / f'{name}.png'))
     return names
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Collection
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ssnet_mm.deploy.images import Labels, Pixels
-from ssnet_mm.deploy.predict.progress import say
+from ssnet_mm.deploy.predict.overlay import Overlay
+from ssnet_mm.deploy.predict.progress import Progress, say
 from ssnet_mm.deploy.predict.sources import is_camera
 from ssnet_mm.deploy.predict.video_file import VideoFile
 from ssnet_mm.deploy.predict.workers import workers
@@ -30,17 +32,23 @@ def predict_video(
     opacity: float = 0.5,
     show: bool = False,
     limit: int | None = None,
+    *,
+    legend: bool = False,
+    transparent: Collection[str] = (),
 ) -> tuple[int, Path]:
     """Write the overlay of each frame of a video or camera to ``<name>.mp4``.
 
-    The file gets its name when it is whole and can be played; the ``limit`` of frames, Ctrl-C, or
-    q in the window that ``show`` opens end it well. What differs from the source, lost frames for
-    one, is said on standard error.
+    It is H.264 where PyAV is installed. It gets its name when it is whole and can be played; the
+    ``limit`` of frames, Ctrl-C, or q in the window that ``show`` opens end it well. What differs
+    from the source, lost frames for one, is said on standard error.
+
+    ``opacity``, ``legend`` and ``transparent`` are as for images; the legend has all classes.
 
     Returns:
         How many frames were written, and the file.
     """
     cv2 = require('cv2', 'opencv-python', 'a video')
+    overlay = Overlay(segment, opacity, legend, transparent)
     source = os.fspath(source)
     camera = is_camera(source)
     if limit is not None and limit < 1:
@@ -55,7 +63,7 @@ def predict_video(
         raise UserError(f'{out_dir} would overwrite the video; choose another folder')
     capture = cv2.VideoCapture(int(source) if camera else source)
     announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    out = VideoFile(cv2, target, capture.get(cv2.CAP_PROP_FPS) or _UNKNOWN_RATE)
+    out = VideoFile(target, capture.get(cv2.CAP_PROP_FPS) or _UNKNOWN_RATE)
     clock = _Clock(out.rate)
     to_the_end = False
 
@@ -68,13 +76,15 @@ def predict_video(
         return frame[..., ::-1]
 
     def paint(pixels: Pixels, labels: Labels) -> Any:
-        painted = np.asarray(segment.overlay(pixels, labels, opacity))[..., ::-1].copy()  # BGR
+        painted = np.asarray(overlay(pixels, labels))[..., ::-1].copy()  # BGR
         out.write(painted)
+        progress.step()
         return painted
 
+    known = [count for count in (announced, limit) if count and count > 0]
     # one thread each: frames come and go one after the other
     try:
-        with workers(1) as reader, workers(1) as writer:
+        with Progress(min(known, default=0)) as progress, workers(1) as reader, workers(1) as writer:
             painting: deque[Future[Any]] = deque()
             with suppress(KeyboardInterrupt):
                 begun, frame = 1, reader.submit(read)
