@@ -134,9 +134,7 @@ def main(args: argparse.Namespace) -> None:
     video = predict.is_video(args.source)
     images = []
     if not video:
-        images = predict.find_images(
-            args.source, recursive=args.recursive, leave_out=args.out_dir
-        )
+        images = predict.find_images(args.source, recursive=args.recursive, leave_out=args.out_dir)
     model = args.model
     if args.checkpoint is not None and format_of(model) is None:
         load_toolbox()

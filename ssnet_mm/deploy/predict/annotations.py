@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ssnet_mm.deploy.predict.polygons import regions
 from ssnet_mm.deploy.predict.task import Result, Task
 from ssnet_mm.files import write_result
 
@@ -23,13 +24,13 @@ def coco_annotations(task: Task, image: Result) -> Coco:
         json.dumps(
             {
                 'category_id': region.label + 1,  # 0 is the background to some tools
-                'segmentation': [part.ravel().tolist() for part in region.corners(task.outline)],
+                'segmentation': [part.ravel().tolist() for part in region.corners()],
                 'area': region.area,
                 'bbox': region.box,
                 'iscrowd': 0,
             }
         )
-        for region in task.outline.regions(image.labels, image.present)
+        for region in regions(task.outline, image.labels, image.present)
     ]
     return {'file_name': image.reference, 'width': width, 'height': height}, annotations
 
@@ -64,12 +65,12 @@ def labelme_annotations(task: Task, image: Result) -> None:
     Smaller regions come later, since they cover larger ones.
     """
     path = labelme_file(task.out_dir, image.name)
-    regions = sorted(
-        task.outline.regions(image.labels, image.present), key=lambda region: -region.area
+    found = sorted(
+        regions(task.outline, image.labels, image.present), key=lambda region: -region.area
     )
     shapes = []
-    for group, region in enumerate(regions, 1):
-        polygons = region.centres(task.outline)
+    for group, region in enumerate(found, 1):
+        polygons = region.centres()
         for points in polygons:
             corners = (points + 0.5).tolist()
             corners += corners[-1:] * (3 - len(corners))  # LabelMe takes no fewer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,31 +14,6 @@ from ssnet_mm.deploy.images import Labels
 from ssnet_mm.errors import UserError, require
 
 Points = NDArray[np.int32]  # (N, 2) of x and y
-
-
-class Region(NamedTuple):
-    """Pixels of one class that are connected by their sides.
-
-    Args:
-        label: Its class.
-        area: In pixels.
-        box: x, y, width and height.
-        parts: The polygons that make it up, of half pixels: x is the left half of pixel x // 2
-            where it is even, and its right half where it is odd.
-    """
-
-    label: int
-    area: int
-    box: tuple[int, int, int, int]
-    parts: list[Points]
-
-    def corners(self, outline: Outline) -> list[Points]:
-        """The parts' polygons along the edges of pixels, which span (x, y) to (x + 1, y + 1)."""
-        return [outline.simplified((part + 1) // 2) for part in self.parts]
-
-    def centres(self, outline: Outline) -> list[Points]:
-        """The parts' polygons through the outermost pixels; of thin parts all may be on a line."""
-        return [outline.simplified(part // 2) for part in self.parts]
 
 
 @dataclass(frozen=True)
@@ -60,38 +36,85 @@ class Outline:
         if self.min_area < 1:
             raise UserError(f'min_area must be at least 1 pixel, got {self.min_area}')
 
-    def regions(self, labels: Labels, present: Iterable[int]) -> Iterator[Region]:
-        """Regions of the classes that are present, class by class."""
-        cv2 = _cv2()
-        for label in sorted(self.labels.intersection(present)):
-            mask = (labels == label).astype(np.uint8)
-            count, numbers, boxes, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-            for i in range(1, count):  # 0 is what is not of the class
-                x, y, width, height, area = boxes[i].tolist()
-                if area >= self.min_area:
-                    mask = numbers[y : y + height, x : x + width] == i
-                    parts = [part + (2 * x, 2 * y) for part in self._parts(mask)]
-                    yield Region(label, area, (x, y, width, height), parts)
 
-    def _parts(self, mask: NDArray[np.bool_]) -> list[Points]:
-        """Polygons, in half pixels; a region with holes is cut through them, into several."""
-        cv2 = _cv2()
-        halves = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
-        found, tree = cv2.findContours(halves, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-        contours = [contour[:, 0] for contour in found]
-        inner = [contour for contour, row in zip(contours, tree[0]) if row[3] >= 0]
-        holes = [hole for hole in inner if cv2.contourArea((hole + 1) // 2) >= self.min_area]
-        if not holes:
-            return [contour for contour, row in zip(contours, tree[0]) if row[3] < 0]
-        middles = sorted((hole[:, 0].min() + hole[:, 0].max() + 1) // 4 for hole in holes)
-        column = middles[len(middles) // 2]
-        left, right = self._parts(mask[:, :column]), self._parts(mask[:, column:])
-        return left + [part + (2 * column, 0) for part in right]
+class Region(NamedTuple):
+    """Pixels of one class that are connected by their sides.
 
-    def simplified(self, points: Points) -> Points:
-        """Fewer points, or all where too few would be left."""
-        kept = _cv2().approxPolyDP(points.astype(np.int32)[:, None], self.tolerance, True)[:, 0]
+    Args:
+        label: Its class.
+        area: In pixels.
+        box: x, y, width and height.
+        parts: Polygons that make it up, of half pixels: an even x is the left half of pixel x / 2,
+            an odd one the right half.
+        cuts: The x along which it was cut into parts.
+        tolerance: As for :class:`Outline`.
+    """
+
+    label: int
+    area: int
+    box: tuple[int, int, int, int]
+    parts: list[Points]
+    cuts: list[int]
+    tolerance: float
+
+    def corners(self) -> list[Points]:
+        """The parts along the edges of pixels, which go from (x, y) to (x + 1, y + 1)."""
+        return [self._simplified(part, (part + 1) // 2) for part in self.parts]
+
+    def centres(self) -> list[Points]:
+        """The parts through the outermost pixels; these may all be on a line, or one."""
+        return [self._simplified(part, part // 2) for part in self.parts]
+
+    def _simplified(self, part: Points, points: Points) -> Points:
+        """Fewer points, or all where too few would be left; parts go on fitting each other."""
+        fixed = np.flatnonzero(np.isin((part[:, 0] + 1) // 2, self.cuts))
+        if len(fixed):  # what is on a cut stays, and each chain between is on its own
+            ring = np.roll(points, -fixed[0], axis=0)
+            ring = np.concatenate([ring, ring[:1]])
+            ends = [*(fixed - fixed[0]).tolist(), len(points)]
+            chains = [self._fewer(ring[a : b + 1], False)[:-1] for a, b in pairwise(ends)]
+            kept = np.concatenate(chains)
+        else:
+            kept = self._fewer(points, True)
         return kept if len(kept) > 2 else points
+
+    def _fewer(self, points: Points, closed: bool) -> Points:
+        return _cv2().approxPolyDP(points.astype(np.int32)[:, None], self.tolerance, closed)[:, 0]
+
+
+def regions(outline: Outline, labels: Labels, present: Iterable[int]) -> Iterator[Region]:
+    """Regions of a label map, class by class of those that are present."""
+    cv2 = _cv2()
+    for label in sorted(outline.labels.intersection(present)):
+        mask = (labels == label).astype(np.uint8)
+        count, numbers, boxes, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+        for i in range(1, count):  # 0 is what is not of the class
+            x, y, width, height, area = boxes[i].tolist()
+            if area >= outline.min_area:
+                mask = numbers[y : y + height, x : x + width] == i
+                parts, cuts = _parts(mask, outline.min_area)
+                parts = [part + np.int32((2 * x, 2 * y)) for part in parts]
+                cuts = [x + cut for cut in cuts]
+                yield Region(label, area, (x, y, width, height), parts, cuts, outline.tolerance)
+
+
+def _parts(mask: NDArray[np.bool_], min_area: int) -> tuple[list[Points], list[int]]:
+    """Polygons, in half pixels; and the x of cuts through holes, which polygons can't have."""
+    cv2 = _cv2()
+    halves = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    found, tree = cv2.findContours(halves, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outer = [contour[:, 0] for contour, row in zip(found, tree[0]) if row[3] < 0]
+    inner = [contour[:, 0] for contour, row in zip(found, tree[0]) if row[3] >= 0]
+    holes = [hole for hole in inner if cv2.contourArea((hole + 1) // 2) >= min_area]
+    if not holes:
+        return outer, []
+    # through the middle one, so that there are few cuts of cuts
+    middles = sorted((hole[:, 0].min() + hole[:, 0].max() + 1) // 4 for hole in holes)
+    cut = int(middles[len(middles) // 2])
+    left, cuts = _parts(mask[:, :cut], min_area)
+    right, more = _parts(mask[:, cut:], min_area)
+    moved = [part + np.int32((2 * cut, 0)) for part in right]
+    return left + moved, [*cuts, cut, *(cut + x for x in more)]
 
 
 def _cv2() -> Any:

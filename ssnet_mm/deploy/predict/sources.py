@@ -69,8 +69,10 @@ def find_images(
         elif not item.name.startswith('.'):
             others.append(f'{item.relative_to(path)}{"/" if folder else ""}')
     if not images:
-        below = '' if recursive or not any(name.endswith('/') for name in others) else (
-            '; with recursive the folders below count too'
+        below = (
+            ''
+            if recursive or not any(name.endswith('/') for name in others)
+            else ('; with recursive the folders below count too')
         )
         raise UserError(f'no image in {path}; looked for {" ".join(SUFFIXES)}{below}')
     if others:

@@ -81,10 +81,14 @@ def predict_video(
         progress.step()
         return painted
 
-    known = [count for count in (announced, limit) if count and count > 0]
+    total = min((count for count in (announced, limit) if count and count > 0), default=0)
     # one thread each: frames come and go one after the other
     try:
-        with Progress(min(known, default=0)) as progress, workers(1) as reader, workers(1) as writer:
+        with (
+            Progress(total) as progress,
+            workers(1) as reader,
+            workers(1) as writer,
+        ):
             painting: deque[Future[Any]] = deque()
             with suppress(KeyboardInterrupt):
                 begun, frame = 1, reader.submit(read)

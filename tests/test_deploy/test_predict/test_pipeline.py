@@ -1,4 +1,3 @@
-import io
 import os
 import re
 from pathlib import Path
@@ -233,4 +232,3 @@ def test_indices_beyond_a_palette_are_16_bit_grey(red, tmp_path):
         Image.new('RGB', (6, 4)).save(tmp_path / 'a.png')
         assert predict.predict_images(segment, [tmp_path / 'a.png'], tmp_path / 'out') == []
         assert (np.array(Image.open(tmp_path / 'out' / 'index' / 'a.png')) == top + first).all()
-

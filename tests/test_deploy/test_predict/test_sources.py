@@ -1,5 +1,4 @@
 import io
-import os
 from pathlib import Path
 
 import pytest
@@ -85,7 +84,9 @@ def test_folders_below_are_searched_and_kept(nested, red, capsys):
     found = [path.relative_to(nested).as_posix() for path in images]
     assert found == ['a/b/x.png', 'a/y.jpg', 'a.png', 'b.PNG', 'c/x.png', 'd/x.png']
     said = capsys.readouterr().err
-    assert said.startswith(f'4 in {nested} left out, no images by their names: a/b/up/, a/notes.txt')
+    assert said.startswith(
+        f'4 in {nested} left out, no images by their names: a/b/up/, a/notes.txt'
+    )
     names = predict.output_names(images, nested)
     assert names == ['a/b/x.png', 'a/y.png', 'a.png', 'b.png', 'c/x.png', 'd/x.png']
     assert predict.predict_images(red, images, out, root=nested) == []

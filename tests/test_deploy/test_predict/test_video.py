@@ -174,9 +174,7 @@ def frames(red, tmp_path, monkeypatch):
 def test_odd_sizes_lose_no_row_and_no_column(frames, capsys):
     count, file = frames([(47, 63)] * 3)
     assert count == 3 and cv2.VideoCapture(str(file)).read()[1].shape == (48, 64, 3)
-    assert 'has 64x48 pixels, an even size: the last row or column of 63x47' in (
-        said(capsys)[0]
-    )
+    assert 'has 64x48 pixels, an even size: the last row or column of 63x47' in (said(capsys)[0])
 
 
 def test_frames_of_varying_rate_or_size_are_said(frames, tmp_path, capsys):
@@ -202,7 +200,6 @@ def test_a_video_that_the_disk_has_no_room_for_keeps_the_old_one(red, tmp_path, 
     with pytest.raises(UserError, match='not written: 0 of 12 frames could be; is the disk full'):
         predict.predict_video(red, source, tmp_path / 'out')
     assert file.read_bytes() == before and len(list((tmp_path / 'out').iterdir())) == 1
-
 
 
 def test_output_below_a_file_is_told(red, video, pictures):
