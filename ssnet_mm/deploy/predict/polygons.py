@@ -93,7 +93,7 @@ def regions(outline: Outline, labels: Labels, present: Iterable[int]) -> Iterato
             if area >= outline.min_area:
                 mask = numbers[y : y + height, x : x + width] == i
                 parts, cuts = _parts(mask, outline.min_area)
-                parts = [part + np.int32((2 * x, 2 * y)) for part in parts]
+                parts = [part + np.array((2 * x, 2 * y), np.int32) for part in parts]
                 cuts = [x + cut for cut in cuts]
                 yield Region(label, area, (x, y, width, height), parts, cuts, outline.tolerance)
 
@@ -113,7 +113,7 @@ def _parts(mask: NDArray[np.bool_], min_area: int) -> tuple[list[Points], list[i
     cut = int(middles[len(middles) // 2])
     left, cuts = _parts(mask[:, :cut], min_area)
     right, more = _parts(mask[:, cut:], min_area)
-    moved = [part + np.int32((2 * cut, 0)) for part in right]
+    moved = [part + np.array((2 * cut, 0), np.int32) for part in right]
     return left + moved, [*cuts, cut, *(cut + x for x in more)]
 
 

@@ -111,7 +111,7 @@ class VideoFile:
         try:
             self.encoder.write(even)
         except Exception as error:
-            raise self._failed(first_line(error)) from error
+            raise self._failed(_reason(error)) from error
         self.count += 1
 
     def _open(self, shape: tuple[int, ...]) -> Encoder:
@@ -135,7 +135,7 @@ class VideoFile:
             return H264(av, self.temporary, self.rate, (width, height))
         except Exception as error:
             raise UserError(
-                f"can't write {self.target}: {first_line(error)}; choose another folder"
+                f"can't write {self.target}: {_reason(error)}; choose another folder"
             ) from error
 
     def finish(self) -> None:
@@ -145,7 +145,7 @@ class VideoFile:
         try:
             encoder.close()
         except Exception as error:
-            raise self._failed(first_line(error)) from error
+            raise self._failed(_reason(error)) from error
         written = frames_of_mp4(self.temporary)
         if written != self.count:
             raise self._failed(f'{written} of {self.count} frames could be')
@@ -161,6 +161,11 @@ class VideoFile:
                 self.encoder.close()
         if self.shape:
             self.temporary.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, without the temporary name that FFmpeg's errors hold."""
+    return getattr(error, 'strerror', None) or first_line(error)
 
 
 def _width_by_height(shape: Sequence[int]) -> str:
