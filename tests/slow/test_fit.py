@@ -109,7 +109,7 @@ def test_a_training_is_resumed(task, monkeypatch, capsys):
 def test_a_training_that_no_longer_learns_stops_early_and_the_report_says_so(task, tmp_path):
     base = tmp_path / 'small.py'
     base.write_text(
-        base.read_text().replace('fc_channels=8', "fc_channels=8, norm_cfg=dict(momentum=0.0)")
+        base.read_text().replace('fc_channels=8', 'fc_channels=8, norm_cfg=dict(momentum=0.0)')
         + 'optim_wrapper = dict(optimizer=dict(lr=0.0))\n'
     )
     text = fit(dataclasses.replace(task, iters=30)).read_text()
