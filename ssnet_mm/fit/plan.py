@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -102,19 +103,19 @@ class Plan:
 
 def measure(cfg: Config) -> Speed:
     """Train a few iterations and validate a few images as a config says, on a model of its own."""
-    model = build_segmentor(cfg, training=True)
-    model = model.to(get_device())
-    tune(model, in_mixed_precision(cfg))
-    with quiet(MMLogger.get_current_instance()):  # it lists each parameter
+    with quiet(MMLogger.get_current_instance()), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the training says it all again
+        model = build_segmentor(cfg, training=True).to(get_device())
+        tune(model, in_mixed_precision(cfg))
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    loader = Runner.build_dataloader(copy.deepcopy(cfg.train_dataloader))
+        loader = Runner.build_dataloader(copy.deepcopy(cfg.train_dataloader))
+        dataset = DATASETS.build(cfg.val_dataloader.dataset)
+        evaluator = Evaluator(copy.deepcopy(cfg.val_evaluator))
+    evaluator.dataset_meta = dataset.metainfo
     batches = iter(loader)
     model.train()
     step = _time(lambda: model.train_step(next(batches), wrapper))
 
-    dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    evaluator = Evaluator(copy.deepcopy(cfg.val_evaluator))
-    evaluator.dataset_meta = dataset.metainfo
     indices = itertools.cycle(range(len(dataset)))
 
     def validate() -> None:
