@@ -29,6 +29,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ssnet_mm.engine.meta import check_meta, check_resumable
+from ssnet_mm.engine.nested import dicts
 from ssnet_mm.engine.pickles import RefusedError, check_pickle
 from ssnet_mm.errors import UserError, few, listed, require
 from ssnet_mm.limits import check_size, parse_json, stored_members
@@ -517,11 +518,7 @@ def read_to_load(path: str, resume: bool) -> dict[str, Any]:
 
 def pretrained_weights(model: Any) -> Iterator[str]:
     """The local files named by ``init_cfg=dict(type='Pretrained', checkpoint=...)`` in a config."""
-    if isinstance(model, Mapping):
-        checkpoint = model.get('checkpoint')
-        if model.get('type') == 'Pretrained' and checkpoint and '://' not in checkpoint:
+    for _, part in dicts(model):
+        checkpoint = part.get('checkpoint')
+        if part.get('type') == 'Pretrained' and checkpoint and '://' not in checkpoint:
             yield os.path.expanduser(checkpoint)
-        model = list(model.values())
-    if isinstance(model, (list, tuple)):
-        for part in model:
-            yield from pretrained_weights(part)

@@ -31,7 +31,7 @@ from mmseg.registry import DATASETS, PARAM_SCHEDULERS
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ssnet_mm.engine import settings
+from ssnet_mm.engine import schedules, settings
 from ssnet_mm.engine.config import config_errors
 from ssnet_mm.engine.guards import check_training_batch
 from ssnet_mm.errors import UserError
@@ -78,10 +78,10 @@ def dry_run(
             loader = _build_loader(cfg, 'train_dataloader', datasets['train_dataloader'])
             epoch_length = max(1, len(loader))
             optimizer, schedulers = _build_schedule(cfg, trial, epoch_length)
-            found += settings.check_schedule(cfg, schedulers, epoch_length)
+            found += schedules.check_schedule(cfg, schedulers, epoch_length)
             if resumed and not isinstance(optimizer, OptimWrapperDict):
                 with config_errors(f'{resumed[0]} can not be resumed from'):
-                    found += settings.check_resumed(*resumed, optimizer, schedulers, cfg)
+                    found += schedules.check_resumed(*resumed, optimizer, schedulers, cfg)
                     _resume(resumed[1], optimizer, schedulers)
             source = f', resumed from {resumed[0]}' if resumed else ''
             with config_errors(f'a training step on train_dataloader of {cfg.filename}{source}'):
@@ -170,7 +170,7 @@ def _out_of_memory() -> Iterator[None]:
 def _build_schedule(cfg: Config, model: nn.Module, epoch_length: int) -> tuple[Any, list[Any]]:
     """The optimizer and its schedulers; none where there are several optimizers."""
     with config_errors(f'optim_wrapper of {cfg.filename}'):
-        settings.check_optimizer(cfg)
+        schedules.check_optimizer(cfg)
         optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
     if isinstance(optimizer, OptimWrapperDict):
         return optimizer, []
@@ -178,9 +178,9 @@ def _build_schedule(cfg: Config, model: nn.Module, epoch_length: int) -> tuple[A
     schedulers = []
     for i, scheduler in enumerate([given] if isinstance(given, Mapping) else given):
         with config_errors(f'param_scheduler.{i} of {cfg.filename}'):
-            end = settings.training_length(cfg)
-            if scheduler.get('by_epoch', True) != settings.by_epoch(cfg):
-                end = end * epoch_length if settings.by_epoch(cfg) else 1
+            end = schedules.training_length(cfg)
+            if scheduler.get('by_epoch', True) != schedules.by_epoch(cfg):
+                end = end * epoch_length if schedules.by_epoch(cfg) else 1
             scheduler = {'end': end, **copy.deepcopy(scheduler)}  # as the Runner does
             default = dict(optimizer=optimizer, epoch_length=epoch_length)
             schedulers.append(PARAM_SCHEDULERS.build(scheduler, default_args=default))

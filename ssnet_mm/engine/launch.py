@@ -23,7 +23,7 @@ from mmseg.registry import RUNNERS
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ssnet_mm.engine import settings
+from ssnet_mm.engine import schedules
 from ssnet_mm.engine.checkpoint import check_unmixed, weights_only
 from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
@@ -282,11 +282,11 @@ def _runner_class(cfg: Config, mode: str, prepared: Prepared) -> type[Runner]:
             epoch, done = prepared.position
             if sampler is None or not done:
                 return base.build_train_loop(self, loop)
-            if settings.by_epoch(cfg):
+            if schedules.by_epoch(cfg):
                 amid = done - epoch * len(loader)
                 skip_batches(loader, sampler, epoch, amid if 0 < amid < len(loader) else 0)
                 return base.build_train_loop(self, loop)
-            epoch = skip_batches(loader, sampler, 0, min(done, settings.training_length(cfg)))
+            epoch = skip_batches(loader, sampler, 0, min(done, schedules.training_length(cfg)))
             built = base.build_train_loop(self, loop)
             if hasattr(built, 'dataloader_iterator'):
                 built.dataloader_iterator = ResumedIterator(built.dataloader_iterator, epoch, done)
