@@ -32,6 +32,7 @@ from ssnet_mm.engine.meta import check_meta, check_resumable
 from ssnet_mm.engine.nested import dicts
 from ssnet_mm.engine.pickles import RefusedError, check_pickle
 from ssnet_mm.errors import UserError, few, listed, require
+from ssnet_mm.files import named_file
 from ssnet_mm.limits import check_size, parse_json, stored_members
 
 # Files that this process has looked into, and those that it has read: name, time of change, size.
@@ -463,7 +464,10 @@ def newest_whole(work_dir: str) -> tuple[str | None, list[str]]:
 
 
 def numbered_checkpoints(work_dir: str) -> list[str]:
-    """The checkpoints of a run that are named by iteration or epoch, the newest first."""
+    """The checkpoints of a run that are named by iteration or epoch, the newest first.
+
+    Where a config names them otherwise, or puts them elsewhere, the one that mmengine noted last.
+    """
     found = [
         (match[1], int(match[2]), os.path.join(work_dir, match[0]))
         for name in _names(work_dir)
@@ -471,7 +475,9 @@ def numbered_checkpoints(work_dir: str) -> list[str]:
     ]
     if len({kind for kind, *_ in found}) > 1:  # counts epochs, and was stopped amid one
         return sorted((path for *_, path in found), key=_iteration, reverse=True)
-    return [path for *_, path in sorted(found, reverse=True)]
+    noted = os.path.join(work_dir, 'last_checkpoint')
+    last = named_file(noted)
+    return [path for *_, path in sorted(found, reverse=True)] or [last] * (last != noted)
 
 
 def _iteration(path: str) -> float:

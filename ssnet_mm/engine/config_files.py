@@ -20,6 +20,7 @@ class Source(NamedTuple):
     path: str
     bases: list[str]  # as it names them
     assigned: list[tuple[int, str]]  # last line and name of each assignment
+    read: set[str]  # names from which something is computed
 
 
 def sources(path: str) -> Iterator[Source]:
@@ -35,8 +36,10 @@ def sources(path: str) -> Iterator[Source]:
 
 
 def _parse(path: str, text: str) -> Source:
-    source = Source(path, [], [])
-    for statement in ast.parse(text).body:
+    tree = ast.parse(text)
+    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    source = Source(path, [], [], read | set(re.findall(r'_base_\.(\w+)', text)))
+    for statement in tree.body:
         targets: Sequence[ast.expr] = ()
         if isinstance(statement, ast.Assign):
             targets = statement.targets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmseg.registry import DATASETS
 from ssnet_mm.checks import Report, Split, check_lists, check_splits, contact_sheet
 from ssnet_mm.engine.checkpoint import weights_only
 from ssnet_mm.engine.config import config_errors, single_datasets
+from ssnet_mm.engine.meta import is_palette
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.files import write_result
 
@@ -48,7 +50,8 @@ def check_data(cfg: Config, loader: str, num_classes: int | None = None) -> list
         files = ' with '.join(info[key] for key in ('seg_map_path', 'img_path') if info.get(key))
         with config_errors(f'{where}: its first sample, {files}, does not load'):
             built[0]
-        classes: Sequence[str] = built.metainfo.get('classes') or ()
+        classes = built.metainfo.get('classes') or ()
+        _check_meta(classes, built.metainfo.get('palette') or (), where)
         if num_classes is not None and num_classes < len(classes):
             raise UserError(
                 f'{where} has {len(classes)} classes, the model {num_classes}; set '
@@ -56,6 +59,22 @@ def check_data(cfg: Config, loader: str, num_classes: int | None = None) -> list
             )
         found.append((where, dataset, built))
     return found
+
+
+def _check_meta(classes: Any, palette: Any, where: str) -> None:
+    """UserError where classes and palette of a data set are not what checkpoints can hold."""
+    if isinstance(classes, str):
+        raise UserError(
+            f'{where}.metainfo.classes is one text, {classes!r}, where a list of names is wanted; '
+            f'of a single class it is ({classes!r},)'
+        )
+    if not all(isinstance(name, str) for name in classes):
+        raise UserError(f'{where}.metainfo.classes must be names in quotes, got {classes[0]!r}')
+    repeated = [name for name, count in Counter(classes).items() if count > 1]
+    if repeated:
+        raise UserError(f'{where}.metainfo.classes has {few(repeated)} twice; name each once')
+    if not is_palette(palette):
+        raise UserError(f'{where}.metainfo.palette must be RGB colours of 0 to 255 for each class')
 
 
 def build_datasets(cfg: Config, loader: str) -> Iterator[Located]:
@@ -161,7 +180,7 @@ def _check_paths(dataset: Mapping[str, Any], where: str) -> None:
         raise UserError(
             f'data set not found: no {_listing(dataset)} ({where}, ann_file); {_mend(root, where)}'
         )
-    if _listing(dataset).endswith('.txt'):
+    if _listing(dataset).endswith('.txt') and os.path.isfile(_listing(dataset)):
         try:
             with open(_listing(dataset), encoding='utf-8') as file:
                 for _ in file:

@@ -57,6 +57,7 @@ def apply_run_arguments(cfg: Config, args: argparse.Namespace) -> None:
     elif cfg.get('work_dir') is None:
         name = os.path.splitext(os.path.basename(args.config))[0]
         cfg.work_dir = os.path.join('./work_dirs', name)
+    cfg.work_dir = os.path.expanduser(cfg.work_dir)
     cfg.launcher = args.launcher or cfg.get('launcher', 'none')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
@@ -227,8 +228,11 @@ def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> N
         raise
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(OUT_OF_MEMORY) from error
-    except (KeyError, TypeError) as error:  # loops, metrics and optimizers are built only here
-        if re.search(r'is not in the \S+ registry|__init__\(\) (got|missing)', str(error)):
+    except (AssertionError, KeyError, TypeError) as error:  # loops, metrics are built only here
+        built = not re.search(r'is not in the \S+ registry|__init__\(\) (got|missing)', str(error))
+        # what hooks assert of their settings when they begin
+        begun = runner.iter > prepared.position[1] or not isinstance(error, AssertionError)
+        if not (built and begun):
             raise UserError(f'config {cfg.filename}: {describe(error)}') from error
         raise
     barrier()  # a process that leaves early may abort the others

@@ -22,7 +22,7 @@ from mmengine.runner import Runner, set_random_seed
 from torch.utils.data import DataLoader
 
 from ssnet_mm.engine.config_files import sources, with_variables
-from ssnet_mm.engine.nested import plain, walk
+from ssnet_mm.engine.nested import dicts, plain, walk
 from ssnet_mm.errors import UserError, few
 
 # The variables of our configs that a child config, or an option, may set alone: its base files then
@@ -59,6 +59,7 @@ _KEYS = {
         'dcn_offset_lr_mult', 'flat_decay_mult', 'bypass_duplicate',
     },
 }  # fmt: skip
+_MULTIPLES = {'lr_mult', 'decay_mult'}  # what it reads for layers of some name
 # Taken out by whoever builds a class, before the class sees its arguments.
 _BUILDER_KEYS = {
     'type', '_scope_', 'constructor', 'paramwise_cfg', 'requires_grad', 'priority', 'by_epoch',
@@ -112,6 +113,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> Config:
             there is one that looks like it.
     """
     _check_spelling(str(cfg.filename))
+    _check_nested(cfg)
     variables = {key: value for key, value in options.items() if _is_variable(cfg, key)}
     for key in options:
         if key not in variables:
@@ -143,6 +145,53 @@ def _check_spelling(path: str) -> None:
                     f'config {source.path} sets {name}, which nothing reads; the setting is '
                     f'{meant[0]}'
                 )
+
+
+def _check_nested(cfg: Config) -> None:
+    """The same for settings that are given to no class, which would refuse what it does not know.
+
+    Names of one's own are left alone, but where mmengine reads no others.
+    """
+    paramwise = (cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}
+    usual = not (cfg.get('optim_wrapper') or {}).get('constructor')
+    of_layers = paramwise.get('custom_keys') or {}
+    places = [
+        *dicts({key: cfg[key] for key in cfg if key in READ}),
+        *((f'custom_keys.{layer}', part) for layer, part in of_layers.items()),
+    ]
+    for where, node in places:
+        known = _MULTIPLES if where.startswith('custom_keys.') else _keys_at(where, node)
+        for name in sorted(set(node) - known) if known and isinstance(node, Mapping) else ():
+            meant = difflib.get_close_matches(name, known - set(node), n=1, cutoff=0.8)
+            if meant or (where == 'optim_wrapper.paramwise_cfg' and usual):
+                hint = (
+                    f'; the setting is {meant[0]}' if meant else f'; it reads {few(sorted(known))}'
+                )
+                raise UserError(f'config {cfg.filename}: nothing reads {where}.{name}{hint}')
+
+
+def unread_variables(path: str) -> list[str]:
+    """Notes on variables of a config file from which no setting is computed.
+
+    A child config that sets one of its base's, as ``train_pipeline``, comes too late: the base has
+    computed its settings already.
+    """
+    own, *bases = [*sources(path)] or [None]
+    if own is None or Config._is_lazy_import(path):
+        return []
+    notes = []
+    for name in dict.fromkeys(name for _, name in own.assigned):
+        if name in READ | set(KNOBS) | {'test_pipeline'} or name in own.read or name[0] == '_':
+            continue
+        base = next((base.path for base in bases if name in base.read), None)
+        if base:
+            notes.append(
+                f'{name} is set in {path}, but {base} has computed its settings from its own by '
+                'then; set those'
+            )
+        else:
+            notes.append(f'{name} is set in {path}, and nothing reads it')
+    return notes
 
 
 def _is_variable(cfg: Config, key: str) -> bool:
@@ -200,9 +249,8 @@ def _check_known(cfg: Config, key: str) -> None:
 
 def _known_keys(node: Mapping[str, Any], where: str) -> set[str] | None:
     """The names that are read of a dict of settings; None if that can't be told."""
-    for ending, keys in _KEYS.items():
-        if f'.{where}'.endswith(f'.{ending}') and 'type' not in node:
-            return keys
+    if keys := _keys_at(where, node):
+        return keys
     kind = node.get('type')
     if isinstance(kind, str):
         classes = [registry.get(kind) for registry in _registries()]
@@ -210,6 +258,12 @@ def _known_keys(node: Mapping[str, Any], where: str) -> set[str] | None:
         classes = [kind]
     names = [arguments(cls) for cls in classes if inspect.isclass(cls)]
     return set().union(_BUILDER_KEYS, *names) if names else None
+
+
+def _keys_at(where: str, node: Mapping[str, Any]) -> set[str]:
+    """The names that are read of a dict that is given to no class; empty if it may be."""
+    endings = (keys for ending, keys in _KEYS.items() if f'.{where}'.endswith(f'.{ending}'))
+    return next(endings, set()) if 'type' not in node else set()
 
 
 def _registries() -> Iterator[Registry]:

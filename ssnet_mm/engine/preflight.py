@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import WEIGHT_INITIALIZERS, init_default_scope
+from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import set_random_seed
 from torch import Tensor, nn
 
@@ -28,9 +28,11 @@ from ssnet_mm.engine.checkpoint import (
 )
 from ssnet_mm.engine.config import build_segmentor, config_errors
 from ssnet_mm.engine.data import Located, check_data, look_at_data
-from ssnet_mm.engine.dry_run import build_evaluator, dry_run, whole_dataset
+from ssnet_mm.engine.dry_run import build_evaluator, dry_run, undisturbed, whole_dataset
 from ssnet_mm.engine.metrics import check_outputs
 from ssnet_mm.engine.nested import listed_or_single
+from ssnet_mm.engine.options import unread_variables
+from ssnet_mm.engine.pipelines import check_pipelines
 from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.errors import UserError
 
@@ -76,11 +78,11 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     settings.check_sliding(cfg)
     model, random_state = _build_seeded(cfg)
     settings.check_classes(model)
-    if mode == 'train':
-        settings.check_class_weights(model, cfg)
-    num_classes = getattr(getattr(model, 'module', model), 'num_classes', None)
     datasets: list[Located] = []
-    whole, notes = {}, []
+    whole, notes = {}, unread_variables(str(cfg.filename))
+    if mode == 'train':
+        notes += settings.check_losses(model, cfg)
+    num_classes = getattr(getattr(model, 'module', model), 'num_classes', None)
     loaders = ['train_dataloader', 'val_dataloader'] if mode == 'train' else ['test_dataloader']
     for loader in loaders:
         if cfg.get(loader):
@@ -89,9 +91,17 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
             with config_errors(f'{loader} of {cfg.filename}'):
                 parts = [(dataset, built) for _, dataset, built in found]
                 whole[loader] = whole_dataset(cfg[loader]['dataset'], parts)
+                if not len(whole[loader]):
+                    raise UserError(f'{loader}.dataset of {cfg.filename} gives no image at all')
+            if not loader.startswith('train'):
+                schedules.check_scoring(cfg[loader], loader, len(whole[loader]))
+    notes += settings.check_meaning(datasets, num_classes)
+    with undisturbed():
+        notes += check_pipelines(datasets)
     if mode == 'train':
         num_processes = int(os.environ.get('WORLD_SIZE', 1))
         notes += schedules.check_loop(cfg, len(whole['train_dataloader']), num_processes)
+        notes += schedules.check_saving(cfg)
         for weights in pretrained_weights(cfg.model):
             read_checkpoint(weights)
         with config_errors(f'init_cfg in {cfg.filename}'):
@@ -115,7 +125,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     if mode == 'test':
         check_outputs(cfg.get('test_evaluator'), [built for *_, built in datasets])
     evaluator = build_evaluator(cfg, mode)
-    settings.check_ignore_index(model, cfg, list(whole), evaluator.metrics if evaluator else [])
+    settings.check_ignore_index(model, datasets, evaluator.metrics if evaluator else [])
     if not skip_data_check and is_first_process(cfg):
         notes += _look_at_data(cfg, datasets)
     for dataset in whole.values():

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.optim import ReduceOnPlateauParamScheduler
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmseg.registry import LOOPS, OPTIMIZERS
 
-from ssnet_mm.engine.nested import plain
+from ssnet_mm.engine.nested import listed_or_single, plain
 from ssnet_mm.engine.options import arguments
 from ssnet_mm.errors import UserError, few
 
@@ -26,9 +26,11 @@ def check_loop(cfg: Config, num_images: int, num_processes: int) -> list[str]:
         num_images: In the training data set.
         num_processes: Among which the images are shared.
     """
-    warnings = []
+    length = 'max_epochs' if by_epoch(cfg) else 'max_iters'
+    if _loop(cfg) in (EpochBasedTrainLoop, IterBasedTrainLoop) and length not in cfg.train_cfg:
+        raise UserError(f'train_cfg lacks {length}, the length of the training')
     loader = cfg.train_dataloader
-    endless = 'Infinite' in str(loader.get('sampler', {}).get('type'))
+    endless = _is_endless(loader)
     if by_epoch(cfg) and endless and not loader.get('num_batch_per_epoch'):
         raise UserError(
             'train_cfg counts epochs, but with the InfiniteSampler of train_dataloader none ends; '
@@ -41,34 +43,79 @@ def check_loop(cfg: Config, num_images: int, num_processes: int) -> list[str]:
             f'no iteration to train: {share} images make no train_dataloader.batch_size of '
             f'{batch_size}, and drop_last leaves out what is less'
         )
-    checkpoint = cfg.get('default_hooks', {}).get('checkpoint') or {}
+    total = training_length(cfg)
+    if cfg.train_cfg.get('val_begin', 1) > total and cfg.get('val_cfg'):
+        return [f'train_cfg: val_begin={cfg.train_cfg.val_begin} lies beyond the end, {total}']
+    return []
+
+
+def _is_endless(loader: Mapping[str, Any]) -> bool:
+    return 'Infinite' in str(loader.get('sampler', {}).get('type'))
+
+
+def ends_with_one(cfg: Config, num_images: int) -> bool:
+    """Whether the last batch of an epoch is of one image alone."""
+    loader = cfg.train_dataloader
+    size = loader.get('batch_size', 1)
+    return (
+        size > 1
+        and num_images % size == 1
+        and not loader.get('drop_last')
+        and not _is_endless(loader)
+    )
+
+
+def check_scoring(loader: Mapping[str, Any], where: str, num_images: int) -> None:
+    """Does validation, or the test, end, and does it take every image?"""
+    if _is_endless(loader):
+        raise UserError(
+            f'{where}: with InfiniteSampler it never ends; set sampler.type=DefaultSampler'
+        )
+    left = num_images % loader.get('batch_size', 1)
+    if loader.get('drop_last') and left:
+        raise UserError(
+            f'{where}: drop_last leaves {left} of {num_images} images out of the scores'
+        )
+
+
+def check_saving(cfg: Config) -> list[str]:
+    """Are checkpoints written while a training goes on, and at its end?"""
+    hooks = cfg.get('default_hooks') or {}
+    checkpoint = hooks.get('checkpoint', {})  # mmengine has one where the config has none
+    if checkpoint is None:
+        return ['default_hooks.checkpoint=None: no checkpoint will be saved']
     interval, total = checkpoint.get('interval', -1), training_length(cfg)
     if not isinstance(interval, int) or isinstance(interval, bool):
         raise UserError(
             f'default_hooks.checkpoint.interval must be a number, got {interval!r}; -1 saves none '
             'but the last and the best'
         )
-    if bool(checkpoint.get('by_epoch', True)) == by_epoch(cfg):
-        never = interval <= 0 or interval > total
-        if checkpoint and never and not checkpoint.get('save_last', True):
-            warnings.append(
-                f'default_hooks.checkpoint: with interval={interval} and save_last=False a '
-                f'training of {total} saves no checkpoint but the best'
-            )
-    if cfg.train_cfg.get('val_begin', 1) > total and cfg.get('val_cfg'):
-        warnings.append(
-            f'train_cfg: val_begin={cfg.train_cfg.val_begin} lies beyond the end, {total}'
-        )
-    return warnings
+    counts_epochs, where = bool(checkpoint.get('by_epoch', True)), 'default_hooks.checkpoint'
+    if counts_epochs and not by_epoch(cfg):
+        return [
+            f'{where} counts epochs, train_cfg iterations: it saves at the end of the training '
+            f'alone; set {where}.by_epoch=False'
+        ]
+    never = interval <= 0 or interval > total
+    if counts_epochs == by_epoch(cfg) and never and not checkpoint.get('save_last', True):
+        return [
+            f'{where}: with interval={interval} and save_last=False a training of {total} saves no '
+            'checkpoint but the best'
+        ]
+    return []
 
 
 def by_epoch(cfg: Config) -> bool:
     """Whether a config's training loop counts epochs, not iterations."""
+    kind = _loop(cfg)
+    return isinstance(kind, type) and issubclass(kind, EpochBasedTrainLoop)
+
+
+def _loop(cfg: Config) -> Any:
     loop = cfg.train_cfg
     if 'type' not in loop:
-        return bool(loop.get('by_epoch', True))
-    kind = LOOPS.get(loop['type']) if isinstance(loop['type'], str) else loop['type']
-    return isinstance(kind, type) and issubclass(kind, EpochBasedTrainLoop)
+        return EpochBasedTrainLoop if loop.get('by_epoch', True) else IterBasedTrainLoop
+    return LOOPS.get(loop['type']) if isinstance(loop['type'], str) else loop['type']
 
 
 def training_length(cfg: Config) -> int:
@@ -102,13 +149,48 @@ def check_optimizer(cfg: Config) -> None:
         )
 
 
-def check_schedule(cfg: Config, schedulers: Sequence[Any], epoch_length: int) -> list[str]:
-    """Do the schedules end with the training, and keep to the rates that are set?"""
+def check_rates(rates: Sequence[float]) -> None:
+    """Can the layers learn at the rates that the optimizer has for them?"""
+    if not all(math.isfinite(rate) for rate in rates):
+        raise UserError(f'optim_wrapper: a learning rate of {max(rates)} is none')
+    if rates and not any(rates):
+        raise UserError('optim_wrapper: every learning rate is 0, so nothing would be learned')
+
+
+def unmatched_layers(cfg: Config, names: Iterable[str]) -> list[str]:
+    """Notes on rates that are set for layers which the model does not have.
+
+    Args:
+        cfg: The config.
+        names: Of the model's parameters.
+    """
+    layers = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
+    names = list(names)
+    return [
+        f'optim_wrapper.paramwise_cfg.custom_keys: no parameter has {layer!r} in its name, so that '
+        'its lr_mult has no effect'
+        for layer, part in layers.items()
+        if part.get('lr_mult', 1) != 1 and not any(layer in name for name in names)
+    ]
+
+
+def check_schedule(
+    cfg: Config, schedulers: Sequence[Any], epoch_length: int, rates: Sequence[float]
+) -> list[str]:
+    """Do the schedules end with the training, and keep to the rates that are set?
+
+    Args:
+        cfg: The config.
+        schedulers: Built.
+        epoch_length: Iterations of an epoch.
+        rates: Of the optimizer's groups of parameters, before the schedules were built.
+    """
     epochs, length = by_epoch(cfg), training_length(cfg)
     last = {True: length if epochs else 0, False: length * epoch_length if epochs else length}
     warnings = []
     for i, scheduler in enumerate(schedulers):
         where = f'param_scheduler.{i} ({type(scheduler).__name__})'
+        _check_absolute(scheduler, where, i, rates)
         if isinstance(scheduler, ReduceOnPlateauParamScheduler):
             continue
         if scheduler.by_epoch and not epochs:
@@ -116,7 +198,6 @@ def check_schedule(cfg: Config, schedulers: Sequence[Any], epoch_length: int) ->
                 f'{where} steps by epoch, but train_cfg counts iterations, so it would never step; '
                 f'set param_scheduler.{i}.by_epoch=False'
             )
-        _check_least_rate(scheduler, where, i)
         total = last[scheduler.by_epoch]
         end = _end(scheduler)
         unit = 'epoch' if scheduler.by_epoch else 'iteration'
@@ -162,16 +243,26 @@ def _mend(cfg: Config, i: int, total: int) -> str:
     return f'have param_scheduler.{i} end at {total}{knob}'
 
 
-def _check_least_rate(scheduler: Any, where: str, i: int) -> None:
-    least = getattr(scheduler, 'eta_min', None)
-    if not least or scheduler.param_name != 'lr':
+def _check_absolute(scheduler: Any, where: str, i: int, rates: Sequence[float]) -> None:
+    """Would a rate that a schedule gives to all layers take the place of the layers' own?"""
+    if scheduler.param_name != 'lr':
         return
-    lower = sorted({rate for rate in scheduler.base_values if rate < least})
-    if lower:
-        rates = few(f'{rate:g}' for rate in lower)
+    for key in ('eta_min', 'min_value'):
+        least = max(
+            listed_or_single(getattr(scheduler, f'{key}s', getattr(scheduler, key, 0))) or [0]
+        )
+        lower = sorted({rate for rate in rates if rate < (least or 0)})
+        if lower:
+            found = few(f'{rate:g}' for rate in lower)
+            raise UserError(
+                f'{where}: {key}={least:g} is an absolute rate, to which layers with a lower one '
+                f'({found}, as by lr_mult) would rise; set param_scheduler.{i}.{key}=0'
+            )
+    highest = getattr(scheduler, 'eta_max', None)
+    if isinstance(highest, (int, float)) and len(set(rates)) > 1:
         raise UserError(
-            f'{where}: eta_min={least:g} is an absolute rate, to which layers with a lower one '
-            f'({rates}, as by lr_mult) would rise; set param_scheduler.{i}.eta_min=0'
+            f'{where}: eta_max={highest:g} is the rate of all layers, and lr_mult has no effect; '
+            f'give param_scheduler.{i}.eta_max one for each group, or use another schedule'
         )
 
 
@@ -205,9 +296,9 @@ def check_resumed(
             ours = scheduler.state_dict()
             for key in ('begin', 'end', 'eta_min', 'power', 'milestones', 'T_max', 'step_size',
                         'gamma', 'start_factor', 'end_factor', 'factor', 'by_epoch'):  # fmt: skip
-                if key in state and key in ours and plain(state[key]) != plain(ours[key]):
+                if plain(state.get(key)) != plain(ours.get(key)):  # one may be of another kind
                     differences.append(
-                        f'param_scheduler.{i}.{key} {state[key]} (config: {ours[key]})'
+                        f'param_scheduler.{i}.{key} {state.get(key)} (config: {ours.get(key)})'
                     )
     if differences:
         raise UserError(
@@ -215,7 +306,8 @@ def check_resumed(
             f'{few(dict.fromkeys(differences))}; to train its weights by the config, start anew '
             f'with --cfg-options load_from={path} instead of --resume'
         )
-    done, total = checkpoint['meta'].get('iter'), training_length(cfg)
-    if not by_epoch(cfg) and isinstance(done, int) and done >= total:
-        return [f'nothing is left to train: {path} has done {done} of {total} iterations']
+    unit = 'epoch' if by_epoch(cfg) else 'iter'
+    done, total = checkpoint['meta'].get(unit), training_length(cfg)
+    if isinstance(done, int) and done >= total:
+        return [f'nothing is left to train: {path} has done {done} of {total} {unit}s']
     return []
