@@ -184,6 +184,8 @@ def unread_variables(path: str) -> list[str]:
         if name in READ | set(KNOBS) | {'test_pipeline'} or name in own.read or name[0] == '_':
             continue
         base = next((base.path for base in bases if name in base.read), None)
+        if base and _value(base, name) == _value(path, name):
+            continue
         if base:
             notes.append(
                 f'{name} is set in {path}, but {base} has computed its settings from its own by '
@@ -192,6 +194,10 @@ def unread_variables(path: str) -> list[str]:
         else:
             notes.append(f'{name} is set in {path}, and nothing reads it')
     return notes
+
+
+def _value(path: str, name: str) -> Any:
+    return plain(Config.fromfile(path, import_custom_modules=False).get(name))
 
 
 def _is_variable(cfg: Config, key: str) -> bool:

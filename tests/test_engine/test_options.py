@@ -141,7 +141,7 @@ def test_variables_that_come_too_late_are_noted(tmp_path):
     child = tmp_path / 'child.py'
     child.write_text(
         f"_base_ = '{VOC}'\ntrain_pipeline = []\nlr_config = dict(policy='poly')\n"
-        'max_iters = 100\nown = 3\ntrain_cfg = dict(val_interval=own)\n_kept = 1\n'
+        'max_iters = 100\nown = 3\nl2 = 2.5e-4\ntrain_cfg = dict(val_interval=own)\n_kept = 1\n'
     )
     late, unread = unread_variables(str(child))
     assert late.startswith(f'train_pipeline is set in {child}, but ') and 'has computed' in late

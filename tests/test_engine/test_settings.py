@@ -141,7 +141,7 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
         ("train_cfg = dict(type='IterLoop', max_iters=2)", 'train_cfg: IterLoop is not in the'),
         ("train_cfg = dict(type='IterBasedTrainLoop', max_iter=2)", 'takes no max_iter$'),
         ("custom_hooks = dict(type='EMAHook')", 'custom_hooks must be a list'),
-        ("visualizer['vis_backends'] = [dict(type='TensorbordVisBackend')]", 'is not in the vis_back'),
+        ("visualizer['vis_backends'] = [dict(type='TensorbordVisBackend')]", 'not in the vis_back'),
         ("log_processor = dict(type='LogProcessor', by_epoh=False)", 'takes no by_epoh'),
         ("val_evaluator = dict(type='IoUMetric', iou_metric=['mIoU'])", 'takes no iou_metric$'),
         ("log_level = 'INF'", "log_level must be one of .*'INF'"),
