@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--net', choices=NETS, default='', help=f'({NETS[0]})')
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
-        '--minutes', type=float, default=7, metavar='M', help='for training (%(default)s)'
+        '--minutes', type=float, default=8, metavar='M', help='for all of it (%(default)s)'
     )
     length.add_argument('--iters', type=int, metavar='N', help='iterations, instead of minutes')
     parser.add_argument(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -229,24 +229,33 @@ class Segmenter:
             reason = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
             raise UserError(f'{name} can not be read ({reason}{error})') from error
 
-    def overlay(self, image: ImageLike, labels: Labels, opacity: float = 0.5) -> Image.Image:
+    def overlay(
+        self,
+        image: ImageLike,
+        labels: Labels,
+        opacity: float = 0.5,
+        transparent: Collection[int] = (),
+    ) -> Image.Image:
         """Paint the labels' colours over the image.
 
         Args:
             image: As for a call.
             labels: Of the image's size.
             opacity: Of the colours, 0 to 1.
+            transparent: Labels that are not painted.
         """
         if not 0 <= opacity <= 1:
             raise UserError(f'opacity must be from 0 to 1, got {opacity}')
         pixels = self.pixels(image)
         if labels.shape != pixels.shape[:2]:
             raise UserError(f'labels of shape {labels.shape} for an image of {pixels.shape[:2]}')
+        share = np.full((len(self.colours), 1), opacity)  # of each label
+        share[list(transparent)] = 0
+        tint, rest = self.colours * share.astype(np.float32), (1 - share).astype(np.float32)
         painted = Image.new('RGB', labels.shape[::-1])
         for rows in bands_of_rows(len(labels), _ROWS):
-            colours = self.colours[labels[rows]].astype(np.float32)
             grey = pixels[rows, :, :3]  # of one band, which is repeated, of three, or of more
-            blend = grey * np.float32(1 - opacity) + colours * np.float32(opacity)
+            blend = grey * rest[labels[rows]] + tint[labels[rows]]
             painted.paste(Image.fromarray(blend.round().astype(np.uint8)), (0, rows.start))
         return painted
 

@@ -120,7 +120,7 @@ def _data(cfg: Config, datasets: Sequence[Any]) -> str:
     counts = ' and '.join(f'{len(dataset)}' for dataset in datasets)
     classes = datasets[0].metainfo.get('classes') or ()
     roots = dict.fromkeys(str(getattr(d, 'data_root', '') or '') for d in datasets)
-    where = f' of {", ".join(filter(None, roots))}' if any(roots) else ''
+    where = f' of {", ".join(_short(root) for root in roots if root)}' if any(roots) else ''
     return f'{counts} images{where}; {len(classes)} classes: {few(classes)}'
 
 

@@ -26,12 +26,15 @@ from ssnet_mm.engine.nested import dicts, plain, walk
 from ssnet_mm.errors import UserError, few
 
 # The variables of our configs that a child config, or an option, may set alone: its base files then
-# compute with that value too. Each with the setting that it has to reach.
+# compute with that value too. Each with the setting that it has to reach, where there is one.
 KNOBS = {
     'max_iters': 'train_cfg.max_iters',
     'crop_size': 'model.data_preprocessor.size',
     'num_classes': 'model.decode_head.num_classes',
     'data_root': 'train_dataloader.dataset.data_root',
+    # in steps of pipelines and in losses, of which there are several
+    'scale': '',
+    'class_weight': '',
 }
 
 # The top-level names of a config that a Runner or our tools read; all others are variables.

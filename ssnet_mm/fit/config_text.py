@@ -9,10 +9,10 @@ from pathlib import Path
 from ssnet_mm.fit.plan import Plan
 from ssnet_mm.prepare.run import Prepared
 
-NETS = {  # what they are trained with here: the schedule for a few hundred images
-    'fastfcn8': 'fastfcn8_camvid_240x180',
-    'fastfcn8-slim': 'fastfcn8_slim_camvid_240x180',
-    'fcn8': 'fcn8_camvid_240x180',
+NETS = {  # the recipe for a few hundred images, as docs/results.md tells it
+    'fastfcn8': 'fastfcn8_camvid',
+    'fastfcn8-slim': 'fastfcn8_slim_camvid',
+    'fcn8': 'fcn8_camvid',
 }
 _AMP = '# Mixed precision, for the kind of machine that this was made on.'
 _HIGHEST_WEIGHT = 10.0  # of a class; beyond, a few pixels would be all that is learned
@@ -20,6 +20,8 @@ _HIGHEST_WEIGHT = 10.0  # of a class; beyond, a few pixels would be all that is 
 _TEXT = '''\
 # Made by ssnet_mm fit. To be read and changed; then train it into another folder:
 #   ssnet_mm train {file} --work-dir DIR
+# The rest is in the base and its bases: random sizes, crops, flips and colours, the losses and the
+# schedule, which follow the numbers below.
 _base_ = {base!r}
 
 data_root = {data_root!r}
@@ -27,37 +29,20 @@ classes = {classes}
 palette = {palette}
 num_classes = {num_classes}
 
-# Images are scaled to fit into this, in training to 0.75 to 1.5 of it.
-scale = {scale}  # width, height
-crop_size = {crop_size}  # height, width
+scale = {scale}  # width, height that images are scaled to fit into
+crop_size = {crop_size}  # height, width of what training cuts out of them
 batch_size = {batch_size}
 max_iters = {max_iters}{time}
 val_interval = {val_interval}
+# Ends where mIoU has not risen by {min_delta} in so many validations.
+patience = {patience}
 
 # The rarer a class, the more its pixels count: the square root of SegNet's median frequency
 # balancing (https://arxiv.org/abs/1511.00561), so that a pixel weighs 1 on average.
 class_weight = {class_weight}
-model = dict(
-    # From VGG16's kernels a net learns more in little time (docs/weights.md of the project):
-    # backbone=dict(init_cfg=dict(type='ForeignPretrained', checkpoint='vgg16_bn.pth')),
-    decode_head=dict(loss_decode=dict(class_weight=class_weight)),
-)
 {amp}
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=scale, ratio_range=(0.75, 1.5), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size),
-    dict(type='RandomFlip', prob=0.5),  # leave it out where left and right are not alike
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
+# From VGG16's kernels a net learns more in little time (docs/weights.md of the project):
+# model = dict(backbone=dict(init_cfg=dict(type='ForeignPretrained', checkpoint='vgg16_bn.pth')))
 dataset = dict(
     type='BaseSegDataset',
     data_root=data_root,
@@ -65,24 +50,23 @@ dataset = dict(
     img_suffix='.{suffix}',
     seg_map_suffix='.png',
 )
-train_dataloader = dict(
-    batch_size=batch_size,
-    num_workers={workers},
-    dataset=dict(pipeline=train_pipeline, **dataset),
-)
-val_dataloader = dict(num_workers={workers}, dataset=dict(pipeline=test_pipeline, **dataset))
+train_dataloader = dict(batch_size=batch_size, num_workers={workers}, dataset=dataset)
+val_dataloader = dict(num_workers={workers}, dataset=dataset)
 test_dataloader = val_dataloader
 
 train_cfg = dict(val_interval=val_interval)
-default_hooks = dict(checkpoint=dict(interval=val_interval))
-# Ends where mIoU has not risen in so many validations.
-patience = {patience}
+default_hooks = dict(logger=dict(interval={log_interval}), checkpoint=dict(interval=val_interval))
 custom_hooks = [
     dict(
-        type='EarlyStoppingHook', monitor='mIoU', rule='greater', min_delta=0.1, patience=patience
+        type='EarlyStoppingHook',
+        monitor='mIoU',
+        rule='greater',
+        min_delta={min_delta},
+        patience=patience,
     ),
 ]
 '''  # fmt: skip
+_MIN_DELTA = 0.1
 
 
 def config_text(
@@ -105,10 +89,8 @@ def config_text(
         amp: Type of an optim_wrapper for mixed precision; empty for float32.
         workers: Processes that load images.
     """
-    minutes = plan.seconds * plan.max_iters / 60
-    time = f'  # measured: {plan.seconds:.2f} s each, {minutes:.0f} minutes' if minutes else ''
+    minutes = plan.step * plan.max_iters / 60
     record = data.record
-    wrapper = f'\n{_AMP}\noptim_wrapper = dict(type={amp!r})\n' if amp else ''
     return _TEXT.format(
         file=file,
         base=base,
@@ -120,13 +102,15 @@ def config_text(
         crop_size=plan.crop_size,
         batch_size=plan.batch_size,
         max_iters=plan.max_iters,
-        time=time,
+        time=f'  # measured: {plan.step:.2f} s each, {minutes:.1f} minutes' if minutes else '',
         val_interval=plan.val_interval,
+        log_interval=min(max(plan.max_iters // 30, 1), 50),
+        min_delta=_MIN_DELTA,
+        patience=max(3, round(plan.validations / 2)),
         class_weight=_pretty([round(min(float(w), _HIGHEST_WEIGHT), 2) for w in weights]),
-        amp=wrapper,
+        amp=f'\n{_AMP}\noptim_wrapper = dict(type={amp!r})\n' if amp else '',
         suffix=record.suffix,
         workers=workers,
-        patience=max(3, round(plan.max_iters / plan.val_interval / 2)),
     )
 
 

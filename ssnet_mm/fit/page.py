@@ -15,10 +15,12 @@ import numpy as np
 from mmengine.config import Config
 from mmseg.registry import DATASETS
 
+from ssnet_mm.deploy.network import last_head
 from ssnet_mm.files import write_result
 from ssnet_mm.prepare.run import Prepared
 from ssnet_mm.results.charts import curves_chart
 from ssnet_mm.results.runs import read_run
+from ssnet_mm.results.scores import Scores, count
 from ssnet_mm.version import __version__
 from ssnet_mm.visualization import Sample, draw_figure, pick_evenly, predict_samples
 
@@ -37,13 +39,24 @@ def draw_examples(model: Any, cfg: Config, out: Path) -> dict[str, list[list[Any
         out: Folder.
 
     Returns:
-        Names with their mIoU over the classes they show, by picture.
+        Names with their mIoU over the classes they show, by picture. Images that are all void have
+        none, and are not shown.
     """
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    meta = dataset.metainfo
     indices = pick_evenly(len(dataset), _MOST)
     kept: list[tuple[float, int, Sample]] = []
     for index, sample in zip(indices, predict_samples(model, dataset, indices)):
-        kept.append((_score(sample), index, sample))
+        counts = count(
+            sample.prediction,
+            sample.truth,
+            len(meta['classes']),
+            last_head(model).ignore_index,
+        )
+        score = Scores(meta['classes'], counts, 1).means()['mIoU']
+        if np.isnan(score):
+            continue
+        kept.append((score, index, sample))
         kept.sort(key=lambda row: row[:2])
         if len(kept) > 2 * _SHOWN:
             del kept[_SHOWN]  # in the middle
@@ -56,25 +69,12 @@ def draw_examples(model: Any, cfg: Config, out: Path) -> dict[str, list[list[Any
         if rows:
             note = ', '.join(f'{n} {score:.0f}%' for n, score in shown[name])
             samples = [sample for *_, sample in rows]
-            meta = dataset.metainfo
             picture = draw_figure(samples, meta['classes'], meta['palette'], note=note)
             picture = picture.crop((0, _HEADLINE, *picture.size))  # it has none here
             encoded = io.BytesIO()
             picture.save(encoded, 'JPEG', quality=88)
             write_result(out / f'{name}.jpg', encoded.getvalue())
     return shown
-
-
-def _score(sample: Sample) -> float:
-    """Mean IoU over the classes that truth or prediction hold, in percent."""
-    truth, prediction = sample.truth, sample.prediction
-    valid = truth != 255
-    truth, prediction = truth[valid], prediction[valid]
-    ious = [
-        np.sum((truth == i) & (prediction == i)) / np.sum((truth == i) | (prediction == i))
-        for i in np.union1d(truth, prediction)
-    ]
-    return 100 * float(np.mean(ious)) if ious else 0.0
 
 
 def render(task: Any, steps: Mapping[str, Mapping[str, Any]], data: Prepared) -> str:
@@ -88,6 +88,7 @@ def render(task: Any, steps: Mapping[str, Mapping[str, Any]], data: Prepared) ->
     scores = json.loads((task.out / 'test' / 'report.json').read_text(encoding='utf-8'))
     exported = steps['export']['result']
     shown = steps['pictures']['result']['images']
+    made, trained = steps.get('config', {}).get('result', {}), steps['train']['result']
     train_minutes = steps['train']['seconds'] / 60
     colours = dict(zip(data.record.classes, data.record.palette))
     tiles = {
@@ -100,11 +101,11 @@ def render(task: Any, steps: Mapping[str, Mapping[str, Any]], data: Prepared) ->
     parts: dict[str, str] = dict(
         title=escape(task.out.name),
         about=escape(
-            f'{steps.get("config", {}).get("result") or task.config.name} on '
-            f'{steps["train"]["result"]["device"]}, ssnet_mm {__version__}'
+            f'{made.get("net", task.config.name)} on {trained["device"]}, ssnet_mm {__version__}'
         ),
         tiles=''.join(f'<div><b>{escape(v)}</b>{escape(k)}</div>' for k, v in tiles.items()),
         bars=''.join(_bars(scores['classes'], colours)),
+        plan=escape('; '.join(filter(None, [made.get('plan'), trained['ended']]))),
         curves=_image(curves_chart([read_run(task.run)]), 'image/png', 'losses, mIoU and rate'),
         confusion=_file(task.out / 'test' / 'confusion.png', 'confusion matrix'),
         worst=_examples(task.out / 'worst.jpg', shown['worst'], 'The worst'),
@@ -145,7 +146,7 @@ def _class_rows(data: Prepared) -> Iterator[list[str]]:
     weights = totals.median_frequency_weights()
     for i, (name, share) in enumerate(zip(data.record.classes, totals.shares())):
         yield [name, f'{share:.2%}', str(totals.shown_by[i]), f'{weights[i]:.2f}']
-    void = totals.labels[255] / max(sum(totals.labels.values()), 1)
+    void = totals.labels[totals.split.ignore_index] / max(sum(totals.labels.values()), 1)
     yield ['void', f'{void:.2%} of all', '', '']
 
 

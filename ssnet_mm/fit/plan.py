@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
+from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
+from mmengine.runner import Runner
+from mmseg.registry import DATASETS
 
 from ssnet_mm.engine.config import build_segmentor
 from ssnet_mm.engine.launch import tune
@@ -27,28 +31,29 @@ from ssnet_mm.errors import quiet
 Size = tuple[int, int]
 
 _SHORT_SIDES = (512, 448, 384, 320, 288, 256, 224, 192, 160, 128)  # that photos may be scaled to
+_CROP = 0.8  # of an image's sides, as in configs/_base_/datasets/camvid.py
+_STRIDE = 32  # of the coarsest level, whose multiples crops are
 _LARGEST_CROP = 512
-_ENOUGH = ((8, 600), (4, 300))  # batch sizes, and the iterations for which images may be this large
+# batch sizes, and the iterations for which images may be this large; the first is the recipe's
+_ENOUGH = ((16, 1000), (8, 600), (4, 300))
 _VALIDATIONS = 10
 _VAL_SHARE = 0.15  # of the time, at most
-_TRIED = (192, 256)  # height, width of what is timed
-_TIMED = 3  # iterations, after one to warm up
-_LONG = 5.0  # seconds; fewer are timed where they take longer
+_PASSES = 4  # over the validation images after training: test, pictures, and the export's two
+_TIMED = (2, 20)  # iterations, at least and at most, after one to warm up
+_LONG = 5.0  # seconds, after which no more are timed
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that this machine takes.
+    """Seconds that this machine takes, images read and scores counted.
 
     Args:
-        fixed: An iteration, beside its images.
-        pixel: A pixel of a training image.
-        val_pixel: A pixel of a validation image.
+        train: A pixel of a training image.
+        val: A pixel of a validation image.
     """
 
-    fixed: float
-    pixel: float
-    val_pixel: float
+    train: float
+    val: float
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class Plan:
         batch_size: Images an iteration.
         max_iters: Iterations.
         val_interval: Iterations between validations.
-        seconds: An iteration was measured to take; 0 where that was not asked.
+        step, validation: Seconds that an iteration and a validation were measured to take; 0 where
+            that was not asked.
     """
 
     scale: Size
@@ -69,59 +75,77 @@ class Plan:
     batch_size: int
     max_iters: int
     val_interval: int
-    seconds: float = 0.0
+    step: float = 0.0
+    validation: float = 0.0
+
+    @property
+    def validations(self) -> int:
+        return math.ceil(self.max_iters / self.val_interval)
+
+    @property
+    def seconds(self) -> float:
+        """From the first iteration to the end of what follows the training."""
+        return self.max_iters * self.step + (self.validations + _PASSES) * self.validation
+
+    def __str__(self) -> str:
+        (width, height), (h, w) = self.scale, self.crop_size
+        said = (
+            f'images of {width}x{height}, crops of {w}x{h}, {self.max_iters} iterations of '
+            f'{self.batch_size} images'
+        )
+        if not self.step:
+            return said
+        return (
+            f'{said} at {self.step:.2f} s, {self.validations} validations of '
+            f'{self.validation:.1f} s; {self.seconds / 60:.1f} minutes with test and pictures'
+        )
 
 
 def measure(cfg: Config) -> Speed:
-    """Train a few iterations on noise, of two batch sizes, and segment an image of it."""
-    model = build_segmentor(cfg, training=True)
-    model = model.to(get_device())
-    tune(model, in_mixed_precision(cfg))
-    with quiet(MMLogger.get_current_instance()):  # it lists each parameter
+    """Train a few iterations and validate a few images as a config says, on a model of its own."""
+    with quiet(MMLogger.get_current_instance()), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the training says it all again
+        model = build_segmentor(cfg, training=True).to(get_device())
+        tune(model, in_mixed_precision(cfg))
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    height, width = _TRIED
-    seconds = {}
-    for batch in (1, 4):
-        data = _noise(batch, model.num_classes)
-        model.train()
-        seconds[batch] = _time(partial(model.train_step, data, wrapper))
+        loader = Runner.build_dataloader(copy.deepcopy(cfg.train_dataloader))
+        dataset = DATASETS.build(cfg.val_dataloader.dataset)
+        evaluator = Evaluator(copy.deepcopy(cfg.val_evaluator))
+    evaluator.dataset_meta = dataset.metainfo
+    batches = iter(loader)
+    model.train()
+    step = _time(lambda: model.train_step(next(batches), wrapper))
+
+    indices = itertools.cycle(range(len(dataset)))
+
+    def validate() -> None:
+        data = pseudo_collate([dataset[next(indices)]])
+        with torch.no_grad():
+            evaluator.process(model.test_step(data), data)
+
     model.eval()
-    with torch.no_grad():
-        val = _time(lambda: model.test_step(_noise(1, model.num_classes)))
-    pixel = max(seconds[4] - seconds[1], 0.3 * seconds[4]) / (3 * height * width)
-    fixed = max(seconds[4] - 4 * height * width * pixel, 0.0)
-    return Speed(fixed, pixel, val / (height * width))
-
-
-def _noise(batch: int, num_classes: int) -> dict[str, list[Any]]:
-    shape = _TRIED
-    samples = []
-    for _ in range(batch):
-        labels = torch.randint(num_classes, (1, *shape))
-        sample = SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape))
-        sample.gt_sem_seg = PixelData(data=labels)
-        samples.append(sample)
-    inputs = [torch.randint(256, (3, *shape), dtype=torch.uint8) for _ in range(batch)]
-    return dict(inputs=inputs, data_samples=samples)
+    height, width = cfg.crop_size
+    pixels = cfg.train_dataloader.batch_size * height * width
+    return Speed(step / pixels, _time(validate) / math.prod(cfg.scale))
 
 
 def _time(step: Callable[[], Any]) -> float:
     taken: list[float] = []
-    while len(taken) < 2 or (len(taken) <= _TIMED and sum(taken) < _LONG):
+    least, most = _TIMED
+    while len(taken) <= least or (len(taken) <= most and sum(taken) < _LONG):
         start = time.perf_counter()
         step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
-    return float(np.median(taken[1:]))
+    return float(np.mean(taken[1:]))
 
 
 def choose(
     sizes: Counter[Size],
-    num_train: int,
-    num_val: int,
+    counts: Mapping[str, int],
     speed: Speed | None,
-    minutes: float,
+    seconds: float,
     iters: int | None = None,
 ) -> Plan:
     """Numbers for a config.
@@ -131,10 +155,10 @@ def choose(
 
     Args:
         sizes: Width and height of the images, with how many there are of each.
-        num_train, num_val: Images of both splits.
+        counts: Images by split.
         speed: Of this machine; None only where ``iters`` is given.
-        minutes: For training and its validations.
-        iters: Iterations, instead of minutes.
+        seconds: For training, its validations and what follows.
+        iters: Iterations, instead of time.
     """
     long, short = _typical(sizes)
     candidates = [side for side in _SHORT_SIDES if side < short]
@@ -143,30 +167,35 @@ def choose(
     candidates = candidates or [short]
     if iters is not None:
         # half of VGA is what a CPU trains on in reasonable time
-        side = next((s for s in candidates if s <= (512 if get_device() != 'cpu' else 256)), short)
-        scale, crop = _shapes(sizes, long, short, side)
-        return Plan(scale, crop, min(8, num_train), iters, _interval(iters, _VALIDATIONS))
+        most, batch = (512, 16) if get_device() != 'cpu' else (256, 8)
+        side = next((s for s in candidates if s <= most), short)
+        batch = min(batch, counts['train'])
+        return Plan(*_shapes(sizes, long, short, side), batch, iters, _interval(iters))
     assert speed is not None
-    budget = 60 * minutes
-    plan = None
     for side in candidates:
-        scale, crop = _shapes(sizes, long, short, side)
         for batch, enough in _ENOUGH:
-            batch = min(batch, num_train)
-            seconds = speed.fixed + speed.pixel * batch * crop[0] * crop[1]
-            val = max(speed.val_pixel * scale[0] * scale[1] * num_val, 1e-9)
-            validations = int(min(max(_VAL_SHARE * budget / val, 2), _VALIDATIONS))
-            most = (budget - validations * val) / seconds
-            # each image some hundred times is more than enough
-            count = int(min(max(most, 20), max(2000, 200 * num_train / batch)))
-            plan = Plan(scale, crop, batch, count, _interval(count, validations), seconds)
-            if most >= enough:
+            batch = min(batch, counts['train'])
+            plan = Plan(*_shapes(sizes, long, short, side), batch, 1, 1)
+            plan = fill(plan, counts, speed, seconds)
+            if plan.max_iters >= enough:
                 return plan
-    assert plan is not None
     return plan
 
 
-def _interval(iters: int, validations: int) -> int:
+def fill(plan: Plan, counts: Mapping[str, int], speed: Speed, seconds: float) -> Plan:
+    """A plan with as many iterations as there is time for, or as are useful; the rest as for
+    :func:`choose`."""
+    step = speed.train * plan.batch_size * math.prod(plan.crop_size)
+    validation = max(speed.val * counts['val'] * math.prod(plan.scale), 1e-9)
+    validations = int(min(max(_VAL_SHARE * seconds / validation, 2), _VALIDATIONS))
+    most = (seconds - (validations + _PASSES) * validation) / step
+    # each image some hundred times is more than enough
+    count = int(min(max(most, 20), max(2000, 200 * counts['train'] / plan.batch_size)))
+    interval = _interval(count, validations)
+    return replace(plan, max_iters=count, val_interval=interval, step=step, validation=validation)
+
+
+def _interval(iters: int, validations: int = _VALIDATIONS) -> int:
     return max(1, math.ceil(iters / validations))
 
 
@@ -182,9 +211,13 @@ def _shapes(sizes: Counter[Size], long: int, short: int, side: int) -> tuple[Siz
     other = round(long * side / short)
     total = sum(sizes.values())
     lying = sum(count for (w, h), count in sizes.items() if w >= h) / total
-    crop = min(side, _LARGEST_CROP), min(other, _LARGEST_CROP)  # of lying images
+    crop = _crop(side), _crop(other)  # of lying images
     if lying < 0.1:
         return (side, other), crop[::-1]
     if lying < 0.9:
         crop = crop[0], crop[0]
     return (other, side), crop
+
+
+def _crop(side: int) -> int:
+    return min(max(round(_CROP * side / _STRIDE), 1) * _STRIDE, _LARGEST_CROP)

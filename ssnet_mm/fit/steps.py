@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,14 @@ from ssnet_mm.errors import UserError, few, quiet
 from ssnet_mm.files import make_folder, named_file, write_result
 from ssnet_mm.fit import page
 from ssnet_mm.fit.config_text import NETS, config_text
-from ssnet_mm.fit.plan import Plan, choose, measure
+from ssnet_mm.fit.plan import Plan, choose, fill, measure
 from ssnet_mm.own_configs import find_config
 from ssnet_mm.prepare.run import Prepared, prepare
 from ssnet_mm.prepare.settings import Settings
+from ssnet_mm.results.runs import read_run
 
 _STATE = 'fit.json'
+_REST = 30  # seconds: the start, the checks before training and test, the export, the report
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Fit:
         out: Folder for all that is made.
         settings: As for ``prepare``.
         net: A key of ``NETS``; empty for the first, or the one that was begun with.
-        minutes: For training.
+        minutes: For all of it.
         iters: Iterations, instead of minutes.
     """
 
@@ -54,7 +57,7 @@ class Fit:
     out: Path
     settings: Settings
     net: str = ''
-    minutes: float = 7.0
+    minutes: float = 8.0
     iters: int | None = None
 
     @property
@@ -67,7 +70,9 @@ class Fit:
 
     @property
     def export(self) -> Path:
-        return self.out / 'model.onnx'
+        """ONNX, where its packages are; they come with the extra "deploy"."""
+        onnx = find_spec('onnx') and find_spec('onnxruntime')
+        return self.out / ('model.onnx' if onnx else 'model.pt2')
 
 
 @dataclass
@@ -119,13 +124,15 @@ def fit(task: Fit) -> Path:
     Raises:
         UserError: Something can't be used, or the config was changed after it was trained.
     """
+    start = time.monotonic()
     make_folder(task.out)
     state = State.read(task.out / _STATE)
     data = _prepare(task, state)
     if not task.config.exists():
-        state.once('config', _digest(task.config), lambda: _write_config(task, data))
+        state.steps.pop('config', None)  # of a config that was deleted
+        state.once('config', '', lambda: _write_config(task, data, start))
     else:
-        begun = state.steps.get('config', {}).get('result', '')
+        begun = state.steps.get('config', {}).get('result', {}).get('net')
         if task.net not in ('', begun):
             raise UserError(
                 f'{task.config} is there, of {begun or "another net"}; take another --out for '
@@ -184,41 +191,36 @@ def _prepare(task: Fit, state: State) -> Prepared:
     return data
 
 
-def _write_config(task: Fit, data: Prepared) -> str:
+def _write_config(task: Fit, data: Prepared, start: float) -> dict[str, str]:
     net = task.net or next(iter(NETS))
-    base = find_config(NETS[net])
-    totals = data.report.totals[0]
+    base, totals = find_config(NETS[net]), data.report.totals[0]
     weights = totals.median_frequency_weights().tolist()
     workers = min(4, os.cpu_count() or 1)
-    sizes, num_train, num_val = totals.sizes, data.counts['train'], data.counts['val']
-    plan = choose(sizes, num_train, num_val, None, task.minutes, task.iters or 100)
-    write_result(
-        task.config, config_text(task.config, base, data, weights, plan, '', workers).encode()
-    )
-    try:
-        cfg = launch.load_config(str(task.config))
+    tried = task.out / 'tried.py'  # a config that is whole alone is taken as it is, later
+
+    def write(path: Path, plan: Plan, amp: str) -> Config:
+        text = config_text(task.config, base, data, weights, plan, amp, workers)
+        write_result(path, text.encode())
+        cfg = launch.load_config(str(path))
         init_default_scope(cfg.get('default_scope') or 'mmseg')
+        return cfg
+
+    def left() -> float:
+        return 60 * task.minutes - _REST - (time.monotonic() - start)
+
+    plan = choose(totals.sizes, data.counts, None, 0, task.iters or 100)
+    try:
+        cfg = write(tried, plan, '')
         launch.use_amp(cfg)
         amp = '' if cfg.optim_wrapper.type == 'OptimWrapper' else cfg.optim_wrapper.type
         if task.iters is None:
-            plan = choose(sizes, num_train, num_val, measure(cfg), task.minutes)
-    except BaseException:
-        task.config.unlink()  # of guesses
-        raise
-    write_result(
-        task.config, config_text(task.config, base, data, weights, plan, amp, workers).encode()
-    )
-    print(f'{task.config}: {_described(plan)}')
-    return net
-
-
-def _described(plan: Plan) -> str:
-    (width, height), (h, w) = plan.scale, plan.crop_size
-    time_ = f' of {plan.seconds:.2f} s' if plan.seconds else ''
-    return (
-        f'images of {width}x{height}, crops of {w}x{h}, {plan.max_iters} iterations{time_} with '
-        f'{plan.batch_size} images'
-    )
+            plan = choose(totals.sizes, data.counts, measure(cfg), left())
+            plan = fill(plan, data.counts, measure(write(tried, plan, amp)), left())
+    finally:
+        tried.unlink(missing_ok=True)
+    write(task.config, plan, amp)
+    print(f'{task.config}: {plan}')
+    return dict(net=net, plan=str(plan))
 
 
 def _have_own_folder(cfg: Config, folder: Path) -> None:
@@ -233,7 +235,23 @@ def _train(task: Fit) -> dict[str, Any]:
     if task.run.is_dir() and newest_whole(str(task.run))[0]:
         cfg.resume = True
     launch.run(cfg, 'train')
-    return dict(device=_device(), threads=torch.get_num_threads())
+    ended = _ended(cfg, task.run)
+    if ended:
+        print(ended)
+    return dict(device=_device(), ended=ended)
+
+
+def _ended(cfg: Config, run: Path) -> str:
+    """Why a training that nobody stopped ended before its last iteration; empty if it didn't."""
+    scores = read_run(run).curves.get('mIoU', [])
+    length = cfg.train_cfg.get('max_iters', 0)
+    if not scores or scores[-1][0] >= length:
+        return ''
+    step, score = max(scores, key=lambda row: row[1])
+    return (
+        f'stopped early, at iteration {scores[-1][0]} of {length}: mIoU no longer rose (best: '
+        f'{score:.1f}%, at iteration {step})'
+    )
 
 
 def _device() -> str:
@@ -266,7 +284,8 @@ def _export(task: Fit, checkpoint: str) -> dict[str, Any]:
     cfg = launch.load_config(str(task.config))
     model = load_model(cfg, checkpoint, 'cpu')
     height, width = cfg.crop_size
-    report = export(model, task.export, 'onnx', end_to_end=True, size=(height, width))
+    format = 'onnx' if task.export.suffix == '.onnx' else 'torch-export'
+    report = export(model, task.export, format, end_to_end=True, size=(height, width))
     print(f'{task.export}: {report}')
     with quiet(MMLogger.get_current_instance()):  # it lists each class, twice
         verified = verify(model, task.export)

@@ -110,6 +110,7 @@ def curves_chart(runs: Sequence[Run], title: str = '') -> bytes:
                           marker=mark, markersize=3, label=labels[i])  # fmt: skip
             axes.set_title(name, fontsize=9)
             axes.set_xlabel('iteration')
+            axes.locator_params(axis='x', integer=True)
             axes.grid(color='#dddddd', linewidth=0.6)
             axes.spines[['top', 'right']].set_visible(False)
             if 'loss' in name and min(v for r in runs for _, v in r.curves.get(name, [])) > 0:

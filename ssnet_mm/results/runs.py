@@ -28,7 +28,7 @@ class Run:
     """A training, however often it was stopped and resumed.
 
     Args:
-        name: Of its work directory.
+        name: Of its work directory or its log.
         curves: By their titles, those of ``CURVES`` that were logged.
     """
 
@@ -37,7 +37,7 @@ class Run:
 
 
 def read_run(work_dir: str | os.PathLike[str]) -> Run:
-    """Read the logs of a work directory: ``*/vis_data/scalars.json`` of each start.
+    """Read the logs of a work directory, ``*/vis_data/scalars.json`` of each start; or one log.
 
     From the step on at which a resumed run goes on, what was logged before is dropped: it was
     trained again.
@@ -47,12 +47,12 @@ def read_run(work_dir: str | os.PathLike[str]) -> Run:
     """
     folder = Path(work_dir)
     logs = sorted(folder.glob('*/vis_data/scalars.json'))  # folders are named by their times
-    if folder.name == 'scalars.json' and folder.is_file():
+    if folder.is_file():
         logs = [folder]
     if not logs:
         raise UserError(
             f'no log of a training in {work_dir}: expected {work_dir}/TIME/vis_data/scalars.json; '
-            'name a work directory'
+            'name a work directory or a log'
         )
     points: dict[str, dict[int, float]] = {title: {} for title in CURVES}
     for log in logs:
@@ -69,8 +69,15 @@ def read_run(work_dir: str | os.PathLike[str]) -> Run:
     curves = {title: sorted(found.items()) for title, found in points.items() if found}
     if not curves:
         raise UserError(f'{logs[-1]} holds neither losses nor scores: nothing was trained yet')
-    name = os.path.basename(os.path.abspath(folder if folder.is_dir() else folder.parents[2]))
-    return Run(name, curves)
+    return Run(_name(folder), curves)
+
+
+def _name(path: Path) -> str:
+    """Of a work directory, or of a log: by its own name, unless the toolbox gave it that."""
+    path = Path(os.path.abspath(path))
+    if path.is_dir():
+        return path.name
+    return path.parents[2].name if path.name == 'scalars.json' else path.stem
 
 
 def _entries(log: Path) -> Iterator[dict[str, Any]]:

@@ -70,17 +70,22 @@ def test_a_fit_ends_in_a_report_and_is_done_once(task, capsys):
         fit(task)
 
 
-@pytest.mark.parametrize('step', ['_test', '_pictures', '_export'])
+@pytest.mark.parametrize('step', ['measure', '_test', '_pictures', '_export'])
 def test_a_fit_goes_on_with_the_step_that_failed(task, monkeypatch, capsys, step):
     def fails(*args):
         raise KeyboardInterrupt
 
+    if step == 'measure':
+        task = dataclasses.replace(task, iters=None, minutes=0.02)
     with monkeypatch.context() as patch:
         patch.setattr(steps, step, fails)
         with pytest.raises(KeyboardInterrupt):
             fit(task)
-    best = (task.run / BEST).read_text()
     capsys.readouterr()
+    if step == 'measure':  # what is left is no config to train on
+        assert not list(task.out.glob('*.py')) and fit(task).is_file()
+        return
+    best = (task.run / BEST).read_text()
     assert fit(task).is_file()
     assert '== train' not in capsys.readouterr().out and (task.run / BEST).read_text() == best
 
@@ -99,6 +104,18 @@ def test_a_training_is_resumed(task, monkeypatch, capsys):
             fit(task)
     assert (task.run / 'iter_2.pth').is_file() and not (task.run / 'iter_4.pth').exists()
     assert fit(task).is_file() and (task.run / 'iter_4.pth').is_file()
+
+
+def test_a_training_that_no_longer_learns_stops_early_and_the_report_says_so(task, tmp_path):
+    base = tmp_path / 'small.py'
+    base.write_text(
+        base.read_text().replace('fc_channels=8', 'fc_channels=8, norm_cfg=dict(momentum=0.0)')
+        + 'optim_wrapper = dict(optimizer=dict(lr=0.0))\n'
+    )
+    text = fit(dataclasses.replace(task, iters=30)).read_text()
+    told = 'stopped early, at iteration 18 of 30: mIoU no longer rose (best: '
+    assert told in text and 'at iteration 3)' in text
+    assert (task.run / 'iter_18.pth').is_file() and not (task.run / 'iter_30.pth').exists()
 
 
 def test_minutes_are_measured(task):

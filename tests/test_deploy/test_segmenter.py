@@ -285,7 +285,8 @@ def test_onnx_models_run_without_torch_and_toolbox(model, photo, tmp_path):
     printed = run(sys.executable, '-c', script, cwd=ROOT)
     here = Segmenter(file, threads=1)(photo)
     assert printed.splitlines() == [
-        str(np.unique(here).tolist()), f'1 images segmented: {out}/overlay and {out}/index',
+        str(np.unique(here).tolist()),
+        f'1 images segmented: {out}/overlay, {out}/index, {out}/areas.csv',
     ]  # fmt: skip
     np.testing.assert_array_equal(np.array(Image.open(out / 'index' / '1.png')), here)
 
@@ -299,7 +300,8 @@ def test_the_tool_runs_exported_models_on_a_list(tool, model, photo, tmp_path, m
     with listing.open() as file:
         monkeypatch.setattr(sys, 'stdin', file)
         tool('predict').main([str(tmp_path / 'tiny.onnx'), '-', '--out-dir', out])
-    assert capsys.readouterr().out == f'2 images segmented: {out}/overlay and {out}/index\n'
+    files = f'{out}/overlay, {out}/index, {out}/areas.csv'
+    assert capsys.readouterr().out == f'2 images segmented: {files}\n'
     assert sorted(p.name for p in (tmp_path / 'out' / 'index').iterdir()) == ['1.png', '2.png']
 
 

@@ -2,24 +2,28 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mmengine.structures import PixelData
 from PIL import Image
 
 from ssnet_mm.commands import fit as command
+from ssnet_mm.engine import launch
 from ssnet_mm.engine.config import build_segmentor, load_config
 from ssnet_mm.errors import UserError
 from ssnet_mm.fit import page
 from ssnet_mm.fit.config_text import NETS, config_text
-from ssnet_mm.fit.plan import Plan, Speed, choose
-from ssnet_mm.fit.steps import State
+from ssnet_mm.fit.plan import Plan, Speed, choose, fill
+from ssnet_mm.fit.steps import State, _ended
 from ssnet_mm.own_configs import find_config
 from ssnet_mm.prepare.run import prepare
 
 VGA = Counter({(640, 480): 40})
-FAST, SLOW = Speed(0.01, 1e-8, 1e-8), Speed(0.3, 3e-6, 3e-6)
+FAST, SLOW = Speed(2e-8, 1e-8), Speed(5e-6, 1.5e-6)  # a GPU, two cores
+COUNTS = dict(train=32, val=8)
 
 
 def test_the_command_knows_the_nets():
@@ -27,43 +31,50 @@ def test_the_command_knows_the_nets():
 
 
 def test_images_are_as_large_as_leaves_time_for_enough_iterations():
-    large = choose(VGA, 32, 8, FAST, 8)
-    assert large.scale == (640, 480) and large.crop_size == (480, 512) and large.batch_size == 8
-    small = choose(VGA, 32, 8, SLOW, 8)
+    large = choose(VGA, COUNTS, FAST, 480)
+    assert large.scale == (640, 480) and large.crop_size == (384, 512) and large.batch_size == 16
+    small = choose(VGA, COUNTS, SLOW, 480)
     assert small.scale[0] < 640 and small.max_iters >= 300 and small.batch_size == 4
     assert small.scale[0] * 3 == pytest.approx(small.scale[1] * 4, abs=3)
-    hasty = choose(VGA, 32, 8, SLOW, 0.1)
+    hasty = choose(VGA, COUNTS, SLOW, 6)
     assert hasty.scale == (171, 128) and hasty.max_iters >= 2
 
 
 @pytest.mark.parametrize('speed', [FAST, SLOW])
 @pytest.mark.parametrize('minutes', [3, 8, 30])
 @pytest.mark.parametrize('num_val', [1, 8, 500])
-def test_iterations_and_validations_end_in_time(speed, minutes, num_val):
-    plan = choose(VGA, 32, num_val, speed, minutes)
-    validations = -(-plan.max_iters // plan.val_interval)
-    val = speed.val_pixel * plan.scale[0] * plan.scale[1] * num_val
-    assert 2 <= validations <= 10
+def test_all_ends_in_time(speed, minutes, num_val):
+    plan = choose(VGA, dict(train=32, val=num_val), speed, 60 * minutes)
+    assert 2 <= plan.validations <= 10
+    pixels = plan.max_iters * plan.batch_size * plan.crop_size[0] * plan.crop_size[1]
+    seen = (plan.validations + 4) * num_val * plan.scale[0] * plan.scale[1]
+    assert plan.seconds == pytest.approx(pixels * speed.train + seen * speed.val)
     if plan.max_iters > 20:
-        assert plan.max_iters * plan.seconds + validations * val <= 60 * minutes * 1.01
+        assert plan.seconds <= 60 * minutes * 1.01
+    assert f'{plan.max_iters} iterations of' in str(plan)
+    slower = fill(plan, dict(train=32, val=num_val), Speed(2 * speed.train, speed.val), 60)
+    assert slower.scale == plan.scale and slower.max_iters < plan.max_iters
+    assert slower.seconds <= 61 or slower.max_iters == 20
 
 
 @pytest.mark.parametrize(
     ('sizes', 'crop'),
     [
-        (Counter({(64, 48): 9}), (48, 64)),
-        (Counter({(48, 64): 9}), (64, 48)),
-        (Counter({(64, 48): 5, (48, 64): 4}), (48, 48)),
-        (Counter({(4000, 3000): 2}), (512, 512)),
+        (Counter({(64, 48): 9}), (32, 64)),
+        (Counter({(48, 64): 9}), (64, 32)),
+        (Counter({(64, 48): 5, (48, 64): 4}), (32, 32)),
+        (Counter({(480, 360): 5}), (288, 384)),  # as configs/fcn8_camvid.py
+        (Counter({(4000, 3000): 2}), (416, 512)),
     ],
 )
 def test_crops_are_as_the_images_lie(sizes, crop):
-    assert choose(sizes, 8, 2, FAST, 8).crop_size == crop
+    assert choose(sizes, COUNTS, FAST, 480).crop_size == crop
 
 
 def test_iterations_may_be_given_instead():
-    plan = choose(VGA, 3, 1, None, 8, 50)
+    plan = choose(VGA, dict(train=3, val=1), None, 0, 50)
     assert plan.max_iters == 50 and plan.val_interval == 5 and plan.batch_size == 3
+    assert str(plan).endswith('50 iterations of 3 images')
 
 
 @pytest.fixture
@@ -88,26 +99,72 @@ def test_the_config_builds_and_holds_what_was_chosen(source, net):
     classes = ["it's", 'a "dent"']
     settings = Settings(masks=source / 'masks', classes=classes)
     data = prepare(source / 'photos', source / 'data', settings, lambda line: None)
-    plan = Plan((64, 48), (48, 64), 3, 120, 12, 0.5)
+    plan = Plan((64, 48), (32, 64), 3, 120, 12, 0.5)
     path = source / 'config.py'
     text = config_text(
         path, find_config(NETS[net]), data, [0.5, 70.0], plan, 'BFloat16OptimWrapper', 1
     )
     path.write_text(text)
-    assert len(text.splitlines()) < 80 and max(map(len, text.splitlines())) <= 130
-    assert '120  # measured: 0.50 s each, 1 minutes' in text
+    assert len(text.splitlines()) < 65 and max(map(len, text.splitlines())) <= 130
+    assert '120  # measured: 0.50 s each, 1.0 minutes' in text
     cfg = load_config(str(path))
     dataset = cfg.train_dataloader.dataset
     assert dataset.type == 'BaseSegDataset' and dataset.metainfo.classes == classes
     assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end == 120
     assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == 12
-    assert tuple(cfg.model.data_preprocessor.size) == (48, 64)
-    assert cfg.model.decode_head.loss_decode.class_weight == [0.5, 10.0]
+    resize, crop = dataset.pipeline[2:4]
+    assert resize.scale == cfg.test_dataloader.dataset.pipeline[1].scale == (64, 48)
+    assert tuple(cfg.model.data_preprocessor.size) == tuple(crop.crop_size) == (32, 64)
+    loss, lovasz = cfg.model.decode_head.loss_decode
+    assert loss.class_weight == [0.5, 10.0] and lovasz.type == 'LovaszLoss'
     assert cfg.optim_wrapper.type == 'BFloat16OptimWrapper' and cfg.optim_wrapper.optimizer
     assert cfg.custom_hooks[0].patience == 5
     with torch.device('meta'):
         model = build_segmentor(cfg)
-    assert model.num_classes == 2
+    assert model.num_classes == 2 and len(dataset.pipeline) == 7
+
+
+class _Truth:
+    """A segmentor that knows the label maps but for their upper half."""
+
+    decode_head = SimpleNamespace(ignore_index=7)
+
+    def test_step(self, data):
+        (sample,) = data['data_samples']
+        labels = sample.gt_sem_seg.data.clone()
+        labels[:, : labels.shape[1] // 2] = 0
+        sample.pred_sem_seg = PixelData(data=labels)
+        return [sample]
+
+
+def test_examples_are_scored_as_a_test_is_and_void_ones_are_left_out(tiny_config, tiny_data):
+    for i, mask in enumerate((np.full((37, 45), 7), np.zeros((37, 45)), np.ones((37, 45)))):
+        mask[:, 3] = 7
+        Image.fromarray(mask.astype(np.uint8)).save(tiny_data / f'SegmentationClass/{i}.png')
+    (tiny_data / 'train.txt').write_text('0\n1\n2\n')
+    shown = page.draw_examples(_Truth(), load_config(tiny_config()), tiny_data)
+    # of class 1, 19 of 37 rows; class 0 is there in the prediction alone
+    assert shown == dict(worst=[['2.jpg', pytest.approx(19 / 37 * 50, abs=0.1)]],
+                         best=[['1.jpg', 100.0]])  # fmt: skip
+    assert {p.name for p in tiny_data.glob('*.jpg')} == {'worst.jpg', 'best.jpg'}
+
+
+def test_a_training_that_stops_early_says_so(tiny_config, tmp_path, monkeypatch):
+    hook = (
+        "custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU', rule='greater', "
+        'min_delta=0.1, patience=2)]\n'
+        "optim_wrapper['optimizer']['lr'] = 0.0\n"
+        'train_cfg.update(max_iters=9, val_interval=1)\n'
+        "model['backbone']['norm_cfg'] = dict(type='BN', momentum=0.0)\n"
+    )
+    cfg = load_config(tiny_config(hook), {'work_dir': str(tmp_path / 'run')})
+    cfg.launcher = 'none'
+    launch.run(cfg, 'train')
+    said = _ended(cfg, tmp_path / 'run')
+    assert said.startswith('stopped early, at iteration 3 of 9: mIoU no longer rose (best: ')
+    assert said.endswith('%, at iteration 1)')
+    cfg.train_cfg.max_iters = 3
+    assert _ended(cfg, tmp_path / 'run') == ''
 
 
 def test_a_step_is_done_once_and_again_when_what_it_is_made_of_changed(tmp_path):

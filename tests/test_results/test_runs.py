@@ -47,6 +47,16 @@ def test_a_real_run_is_read(tiny_config, tmp_path):
     assert list(run.curves) == ['loss', 'validation loss', 'learning rate', 'mIoU']
 
 
+def test_a_log_alone_is_a_run(tmp_path):
+    write(tmp_path / 'fast' / '1', step(10, 3.0))
+    log = tmp_path / 'fast' / '1' / 'vis_data' / 'scalars.json'
+    kept = tmp_path / 'fast_seed0.jsonl'
+    kept.write_text('{"command": "tools/train.py"}\n' + log.read_text())
+    runs = [read_run(log), read_run(kept)]
+    assert [run.name for run in runs] == ['fast', 'fast_seed0']
+    assert all(run.curves['loss'] == [(10, 3.0)] for run in runs)
+
+
 def test_the_command_draws_and_tells(tmp_path, capsys):
     for name in ('a', 'b'):
         write(tmp_path / name / '1', step(10, 3.0), step(20, 2.0), val(20, mIoU=10.0))
