@@ -22,7 +22,7 @@ from PIL import Image
 
 from ssnet_mm.deploy.model import check_device, load_model
 from ssnet_mm.engine.config import config_errors, load_config
-from ssnet_mm.engine.preflight import check_data
+from ssnet_mm.engine.data import check_data
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import write_result
 

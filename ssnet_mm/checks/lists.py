@@ -30,6 +30,13 @@ def _is_plain(split: Split) -> bool:
     return split.local and reads is BaseSegDataset.load_data_list
 
 
+def folders_for_lists(split: Split) -> Iterator[Fault]:
+    """mmseg then takes every image of the image folder."""
+    path = getattr(split.dataset, 'ann_file', '')
+    if _is_plain(split) and path and os.path.isdir(path):
+        yield Fault(path)
+
+
 def _lines(split: Split) -> Iterator[tuple[int, str]]:
     """Line numbers from 1, and what mmseg takes for a name."""
     path = list_file(split)

@@ -10,6 +10,13 @@ from ssnet_mm.checks.finding import Check
 
 # of the text file that lists a data set's names
 OF_LISTS = (
+    Check(
+        'folder-for-list',
+        'error',
+        'ann_file is a folder, and every image would be taken, whatever it holds',
+        'name the text file in it',
+        lists.folders_for_lists,
+    ),
     Check('blank-line', 'error', 'empty line in the list', 'delete it', lists.blank_lines),
     Check(
         'byte-order-mark',

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ssnet_mm.engine.preflight import check_whole_data
+    from ssnet_mm.engine.data import check_whole_data
 
     report, drawn = check_whole_data(load_config(args), args.out)
     print('\n'.join(report.lines()))

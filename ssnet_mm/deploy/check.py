@@ -21,7 +21,7 @@ from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.network import last_head
 from ssnet_mm.deploy.processor import Processor, resize_labels
 from ssnet_mm.deploy.runtimes.session import Session, not_finite
-from ssnet_mm.engine.preflight import check_data
+from ssnet_mm.engine.data import check_data
 from ssnet_mm.errors import UserError
 
 

@@ -15,7 +15,7 @@ import torch
 from mmengine.runner import Runner
 from numpy.typing import NDArray
 
-from ssnet_mm.engine.preflight import check_data
+from ssnet_mm.engine.data import check_data
 from ssnet_mm.errors import UserError
 
 _PIXELS = 500_000  # taken of all images together

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from mmengine.config import Config
 from ssnet_mm.deploy.device import check_device
 from ssnet_mm.engine.checkpoint import load_checkpoint
 from ssnet_mm.engine.config import build_segmentor, config_errors, config_meta, single_datasets
+from ssnet_mm.engine.nested import plain
 
 __all__ = ['check_device', 'load_model', 'ready']
 
@@ -36,6 +38,20 @@ def ready(model: Any, cfg: Config, dataset_meta: Any = None) -> Any:
         with config_errors(f'{cfg.filename} has neither test_pipeline nor test_dataloader'):
             _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
             cfg.test_pipeline = dataset.pipeline
+    elif cfg.get('test_dataloader'):
+        _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
+        kinds = [_without_labels(p) for p in (cfg.test_pipeline, dataset.get('pipeline') or [])]
+        if kinds[0] != kinds[1]:
+            print(
+                'Note: images are read as test_pipeline says; test_dataloader.dataset.pipeline, by '
+                'which the test reads them, differs',
+                file=sys.stderr,
+            )
     model.cfg = cfg
     model.dataset_meta = dataset_meta or config_meta(cfg)
     return model
+
+
+def _without_labels(pipeline: Any) -> list[Any]:
+    names = ('LoadAnnotations', 'PackSegInputs')
+    return [plain(transform) for transform in pipeline if transform.get('type') not in names]

@@ -29,8 +29,10 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ssnet_mm.engine.meta import check_meta, check_resumable
+from ssnet_mm.engine.nested import dicts
 from ssnet_mm.engine.pickles import RefusedError, check_pickle
 from ssnet_mm.errors import UserError, few, listed, require
+from ssnet_mm.files import named_file
 from ssnet_mm.limits import check_size, parse_json, stored_members
 
 # Files that this process has looked into, and those that it has read: name, time of change, size.
@@ -462,7 +464,10 @@ def newest_whole(work_dir: str) -> tuple[str | None, list[str]]:
 
 
 def numbered_checkpoints(work_dir: str) -> list[str]:
-    """The checkpoints of a run that are named by iteration or epoch, the newest first."""
+    """The checkpoints of a run that are named by iteration or epoch, the newest first.
+
+    Where a config names them otherwise, or puts them elsewhere, the one that mmengine noted last.
+    """
     found = [
         (match[1], int(match[2]), os.path.join(work_dir, match[0]))
         for name in _names(work_dir)
@@ -470,7 +475,9 @@ def numbered_checkpoints(work_dir: str) -> list[str]:
     ]
     if len({kind for kind, *_ in found}) > 1:  # counts epochs, and was stopped amid one
         return sorted((path for *_, path in found), key=_iteration, reverse=True)
-    return [path for *_, path in sorted(found, reverse=True)]
+    noted = os.path.join(work_dir, 'last_checkpoint')
+    last = named_file(noted)
+    return [path for *_, path in sorted(found, reverse=True)] or [last] * (last != noted)
 
 
 def _iteration(path: str) -> float:
@@ -517,11 +524,7 @@ def read_to_load(path: str, resume: bool) -> dict[str, Any]:
 
 def pretrained_weights(model: Any) -> Iterator[str]:
     """The local files named by ``init_cfg=dict(type='Pretrained', checkpoint=...)`` in a config."""
-    if isinstance(model, Mapping):
-        checkpoint = model.get('checkpoint')
-        if model.get('type') == 'Pretrained' and checkpoint and '://' not in checkpoint:
+    for _, part in dicts(model):
+        checkpoint = part.get('checkpoint')
+        if part.get('type') == 'Pretrained' and checkpoint and '://' not in checkpoint:
             yield os.path.expanduser(checkpoint)
-        model = list(model.values())
-    if isinstance(model, (list, tuple)):
-        for part in model:
-            yield from pretrained_weights(part)

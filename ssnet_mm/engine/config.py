@@ -18,7 +18,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
-from ssnet_mm.engine.options import apply_options, foreign_bases
+from ssnet_mm.engine.config_files import sources
+from ssnet_mm.engine.options import apply_options
 from ssnet_mm.errors import UserError
 from ssnet_mm.own_configs import configs_folder, find_config
 
@@ -51,7 +52,8 @@ def _check_foreign_bases(path: str) -> None:
     a user would install that over OneDL's, which provides the same module; mmengine's
     ``get_config`` even does it by itself.
     """
-    for file, base in foreign_bases(path):
+    foreign = [(s.path, base) for s in sources(path) for base in s.bases if '::' in base]
+    for file, base in foreign:
         module, _, name = base.partition('::')
         package = MODULE2PACKAGE.get(module)
         found = find_spec(module)

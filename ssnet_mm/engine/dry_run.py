@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 import random
 import warnings
@@ -31,9 +32,10 @@ from mmseg.registry import DATASETS, PARAM_SCHEDULERS
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ssnet_mm.engine import settings
+from ssnet_mm.engine import schedules, settings
 from ssnet_mm.engine.config import config_errors
-from ssnet_mm.engine.guards import check_training_batch
+from ssnet_mm.engine.guards import check_predictions, check_training_batch
+from ssnet_mm.engine.nested import listed_or_single
 from ssnet_mm.errors import UserError
 
 OUT_OF_MEMORY = (
@@ -66,7 +68,7 @@ def dry_run(
         UserError: A part of the config fails, or does not suit another.
     """
     found: list[str] = []
-    with _undisturbed(), _out_of_memory():
+    with undisturbed(), _out_of_memory():
         stage = 'val' if mode == 'train' else 'test'
         trial = copy.deepcopy(model)
         if mode == 'train':
@@ -77,24 +79,50 @@ def dry_run(
         if mode == 'train':
             loader = _build_loader(cfg, 'train_dataloader', datasets['train_dataloader'])
             epoch_length = max(1, len(loader))
-            optimizer, schedulers = _build_schedule(cfg, trial, epoch_length)
-            found += settings.check_schedule(cfg, schedulers, epoch_length)
+            optimizer, schedulers, rates = _build_schedule(cfg, trial, epoch_length)
+            found += schedules.unmatched_layers(cfg, dict(trial.named_parameters()))
+            found += schedules.check_schedule(cfg, schedulers, epoch_length, rates)
             if resumed and not isinstance(optimizer, OptimWrapperDict):
                 with config_errors(f'{resumed[0]} can not be resumed from'):
-                    found += settings.check_resumed(*resumed, optimizer, schedulers, cfg)
+                    found += schedules.check_resumed(*resumed, optimizer, schedulers, cfg)
                     _resume(resumed[1], optimizer, schedulers)
             source = f', resumed from {resumed[0]}' if resumed else ''
-            with config_errors(f'a training step on train_dataloader of {cfg.filename}{source}'):
-                trial.train()
-                # batch norm needs two values a channel, of maps that may be of one pixel
-                batch = _batch(loader, min(2, loader.batch_size or 2))
-                check_training_batch(trial, batch)
-                trial.train_step(batch, optimizer)
+            where = f'train_dataloader of {cfg.filename}'
+            with config_errors(f'a training step on {where}{source}'):
+                found += _train(trial, loader, optimizer)
+            if schedules.ends_with_one(cfg, len(datasets['train_dataloader'])):
+                with config_errors(
+                    f'{where}, whose last batch is of one image (drop_last=True leaves it out)'
+                ):
+                    trial.train_step(_batch(loader, 1), optimizer)
         if f'{stage}_dataloader' in datasets and evaluator:
             names = _evaluate(cfg, stage, trial, evaluator, datasets[f'{stage}_dataloader'])
             if mode == 'train':
                 with config_errors(f'default_hooks of {cfg.filename}'):
                     settings.check_best(cfg, names)
+    return found
+
+
+def _train(model: Any, loader: DataLoader, optimizer: Any) -> list[str]:
+    """Train a step on two images; what is strange about them and their loss."""
+    model.train()
+    # batch norm needs two values a channel, of maps that may be of one pixel
+    batch = _batch(loader, min(2, loader.batch_size or 2))
+    check_training_batch(model, batch)
+    found = settings.check_normalisation(model.data_preprocessor, batch)
+    loss = float(model.train_step(batch, optimizer).get('loss', 1.0))
+    if not math.isfinite(loss):
+        raise UserError(
+            f'the first loss is {loss}, before anything is learned; see to loss_decode, to mean '
+            'and std of model.data_preprocessor, and to the first images'
+        )
+    ignored = getattr(getattr(model, 'decode_head', None), 'ignore_index', 255)
+    samples = batch.get('data_samples', ()) if isinstance(batch, Mapping) else ()
+    if loss == 0 and any((s.gt_sem_seg.data != ignored).any() for s in samples):
+        found.append(
+            'the first loss is 0, from which nothing is learned; see to loss_weight and '
+            'class_weight in model.decode_head.loss_decode'
+        )
     return found
 
 
@@ -136,7 +164,7 @@ def whole_dataset(dataset: Any, built: Sequence[tuple[Any, Any]]) -> Any:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Leave random numbers as they were, and print and log nothing."""
     python, numpy = random.getstate(), np.random.get_state()
     gpus = [int(os.environ.get('LOCAL_RANK', 0))] if get_device() == 'cuda' else []
@@ -167,24 +195,30 @@ def _out_of_memory() -> Iterator[None]:
         raise UserError(OUT_OF_MEMORY) from error
 
 
-def _build_schedule(cfg: Config, model: nn.Module, epoch_length: int) -> tuple[Any, list[Any]]:
-    """The optimizer and its schedulers; none where there are several optimizers."""
+def _build_schedule(
+    cfg: Config, model: nn.Module, epoch_length: int
+) -> tuple[Any, list[Any], list[float]]:
+    """The optimizer, its schedulers and the rates that it has without them.
+
+    None of the last two where there are several optimizers.
+    """
     with config_errors(f'optim_wrapper of {cfg.filename}'):
-        settings.check_optimizer(cfg)
+        schedules.check_optimizer(cfg)
         optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
     if isinstance(optimizer, OptimWrapperDict):
-        return optimizer, []
-    given = cfg.get('param_scheduler') or []
+        return optimizer, [], []
+    rates = [group['lr'] for group in optimizer.param_groups if 'lr' in group]
+    schedules.check_rates(rates)
     schedulers = []
-    for i, scheduler in enumerate([given] if isinstance(given, Mapping) else given):
+    for i, scheduler in enumerate(listed_or_single(cfg.get('param_scheduler'))):
         with config_errors(f'param_scheduler.{i} of {cfg.filename}'):
-            end = settings.training_length(cfg)
-            if scheduler.get('by_epoch', True) != settings.by_epoch(cfg):
-                end = end * epoch_length if settings.by_epoch(cfg) else 1
+            end = schedules.training_length(cfg)
+            if scheduler.get('by_epoch', True) != schedules.by_epoch(cfg):
+                end = end * epoch_length if schedules.by_epoch(cfg) else 1
             scheduler = {'end': end, **copy.deepcopy(scheduler)}  # as the Runner does
             default = dict(optimizer=optimizer, epoch_length=epoch_length)
             schedulers.append(PARAM_SCHEDULERS.build(scheduler, default_args=default))
-    return optimizer, schedulers
+    return optimizer, schedulers, rates
 
 
 def _build_loader(cfg: Config, name: str, dataset: Any) -> DataLoader:
@@ -222,6 +256,7 @@ def _evaluate(cfg: Config, stage: str, model: Any, evaluator: Evaluator, dataset
         batch = _batch(built, 1)
         step = model.val_step if stage == 'val' else model.test_step
         samples = step(batch)
+    check_predictions(samples)
     _check_label_size(samples, where)
     with config_errors(f'{stage}_evaluator of {cfg.filename}'), np.errstate(all='ignore'):
         evaluator.dataset_meta = dataset.metainfo

@@ -87,6 +87,25 @@ class GuardHook(Hook):
         """Look at the weights: predictions of NaN are scored as class 0, without a word."""
         _check_weights(runner, runner.iter)
 
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Look at the scores of each class: where they are NaN, the label is 0."""
+        check_predictions(outputs or ())
+
+    after_test_iter = after_val_iter
+
+
+def check_predictions(samples: Sequence[Any]) -> None:
+    """UserError where the network gives NaN for an image."""
+    for sample in samples:
+        logits = getattr(sample, 'seg_logits', None)
+        if logits is not None and bool(logits.data.isnan().any()):
+            raise UserError(
+                f'the network gives NaN for {getattr(sample, "img_path", "an image")}; the weights '
+                'overflow or are damaged: go back to an earlier checkpoint'
+            )
+
 
 def _check_weights(runner: Runner, iteration: int) -> None:
     check_finite(_unwrapped(runner.model).state_dict(), f'the model at iteration {iteration}')

@@ -23,7 +23,7 @@ from mmseg.registry import RUNNERS
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ssnet_mm.engine import settings
+from ssnet_mm.engine import schedules
 from ssnet_mm.engine.checkpoint import check_unmixed, weights_only
 from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
@@ -57,6 +57,7 @@ def apply_run_arguments(cfg: Config, args: argparse.Namespace) -> None:
     elif cfg.get('work_dir') is None:
         name = os.path.splitext(os.path.basename(args.config))[0]
         cfg.work_dir = os.path.join('./work_dirs', name)
+    cfg.work_dir = os.path.expanduser(cfg.work_dir)
     cfg.launcher = args.launcher or cfg.get('launcher', 'none')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
@@ -227,8 +228,11 @@ def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> N
         raise
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(OUT_OF_MEMORY) from error
-    except (KeyError, TypeError) as error:  # loops, metrics and optimizers are built only here
-        if re.search(r'is not in the \S+ registry|__init__\(\) (got|missing)', str(error)):
+    except (AssertionError, KeyError, TypeError) as error:  # loops, metrics are built only here
+        built = not re.search(r'is not in the \S+ registry|__init__\(\) (got|missing)', str(error))
+        # what hooks assert of their settings when they begin
+        begun = runner.iter > prepared.position[1] or not isinstance(error, AssertionError)
+        if not (built and begun):
             raise UserError(f'config {cfg.filename}: {describe(error)}') from error
         raise
     barrier()  # a process that leaves early may abort the others
@@ -282,11 +286,11 @@ def _runner_class(cfg: Config, mode: str, prepared: Prepared) -> type[Runner]:
             epoch, done = prepared.position
             if sampler is None or not done:
                 return base.build_train_loop(self, loop)
-            if settings.by_epoch(cfg):
+            if schedules.by_epoch(cfg):
                 amid = done - epoch * len(loader)
                 skip_batches(loader, sampler, epoch, amid if 0 < amid < len(loader) else 0)
                 return base.build_train_loop(self, loop)
-            epoch = skip_batches(loader, sampler, 0, min(done, settings.training_length(cfg)))
+            epoch = skip_batches(loader, sampler, 0, min(done, schedules.training_length(cfg)))
             built = base.build_train_loop(self, loop)
             if hasattr(built, 'dataloader_iterator'):
                 built.dataloader_iterator = ResumedIterator(built.dataloader_iterator, epoch, done)

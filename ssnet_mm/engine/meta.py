@@ -67,7 +67,7 @@ def _faults_of_meta(checkpoint: Mapping[str, Any]) -> Iterator[str]:
             and all(isinstance(name, str) and len(name) <= _LONGEST for name in classes)
         ):
             yield f'the classes of {where} are no list of names'
-        if palette is not None and not _is_palette(palette):
+        if palette is not None and not is_palette(palette):
             yield f'the palette of {where} is no list of RGB colours'
 
 
@@ -114,7 +114,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
-def _is_palette(palette: Any) -> bool:
+def is_palette(palette: Any) -> bool:
+    """Whether it is a list of RGB colours, 0 to 255."""
     rows = palette.tolist() if isinstance(palette, (np.ndarray, Tensor)) else palette
     return (
         isinstance(rows, (list, tuple))

@@ -138,7 +138,8 @@ def check_outputs(evaluator: Any, datasets: Iterable[Any]) -> None:
         datasets: Those tested.
 
     Raises:
-        UserError: One would overwrite another's, or a label map or an image.
+        UserError: One would overwrite another's, or a label map or an image; or there are too many
+            classes for it.
     """
     metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
     folders = {
@@ -150,6 +151,12 @@ def check_outputs(evaluator: Any, datasets: Iterable[Any]) -> None:
         return
     seen: dict[str, str] = {}
     for dataset in datasets:
+        meta = dataset.metainfo
+        if len(meta.get('classes') or ()) + bool(meta.get('reduce_zero_label')) > 256:
+            raise UserError(
+                'results are written as 8 bits a pixel, which do not tell more than 256 classes '
+                'apart; ssnet_mm predict writes 16'
+            )
         for i in range(len(dataset)):
             info = dataset.get_data_info(i)
             image = info['img_path']

@@ -9,13 +9,9 @@ is computed from it follows; an option that changes no setting is an error.
 from __future__ import annotations
 
 import argparse
-import ast
 import copy
 import difflib
 import inspect
-import os
-import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +21,8 @@ from mmengine.registry import Registry
 from mmengine.runner import Runner, set_random_seed
 from torch.utils.data import DataLoader
 
+from ssnet_mm.engine.config_files import sources, with_variables
+from ssnet_mm.engine.nested import dicts, plain, walk
 from ssnet_mm.errors import UserError, few
 
 # The variables of our configs that a child config, or an option, may set alone: its base files then
@@ -64,6 +62,7 @@ _KEYS = {
         'dcn_offset_lr_mult', 'flat_decay_mult', 'bypass_duplicate',
     },
 }  # fmt: skip
+_MULTIPLES = {'lr_mult', 'decay_mult'}  # what it reads for layers of some name
 # Taken out by whoever builds a class, before the class sees its arguments.
 _BUILDER_KEYS = {
     'type', '_scope_', 'constructor', 'paramwise_cfg', 'requires_grad', 'priority', 'by_epoch',
@@ -117,12 +116,13 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> Config:
             there is one that looks like it.
     """
     _check_spelling(str(cfg.filename))
+    _check_nested(cfg)
     variables = {key: value for key, value in options.items() if _is_variable(cfg, key)}
     for key in options:
         if key not in variables:
             _check_known(cfg, key)
     values = {name: cfg[name] for name in KNOBS if name in cfg}
-    cfg = _with_variables(cfg, values)
+    cfg = with_variables(cfg, values)
     for key, value in variables.items():
         name, _, rest = key.partition('.')
         before = cfg
@@ -131,7 +131,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> Config:
             part.merge_from_dict({key: value})
             value = part[name]
         values[name] = value
-        cfg = _with_variables(cfg, values)
+        cfg = with_variables(cfg, values)
         _check_effect(before, cfg, key, value)
     cfg.merge_from_dict({key: value for key, value in options.items() if key not in variables})
     return cfg
@@ -139,15 +139,68 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> Config:
 
 def _check_spelling(path: str) -> None:
     """Does a config file assign what is one letter off a setting, and not the setting itself?"""
-    for file in [path, *config_files(path)] if path.endswith('.py') else []:
-        with open(file, encoding='utf-8') as opened:
-            names = {name for _, name in _read_config(opened.read())[1]}
+    for source in sources(path):
+        names = {name for _, name in source.assigned}
         for name in sorted(names - READ):
             meant = difflib.get_close_matches(name, READ - names, n=1, cutoff=0.92)
             if meant:
                 raise UserError(
-                    f'config {file} sets {name}, which nothing reads; the setting is {meant[0]}'
+                    f'config {source.path} sets {name}, which nothing reads; the setting is '
+                    f'{meant[0]}'
                 )
+
+
+def _check_nested(cfg: Config) -> None:
+    """The same for settings that are given to no class, which would refuse what it does not know.
+
+    Names of one's own are left alone, but where mmengine reads no others.
+    """
+    paramwise = (cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}
+    usual = not (cfg.get('optim_wrapper') or {}).get('constructor')
+    of_layers = paramwise.get('custom_keys') or {}
+    places = [
+        *dicts({key: cfg[key] for key in cfg if key in READ}),
+        *((f'custom_keys.{layer}', part) for layer, part in of_layers.items()),
+    ]
+    for where, node in places:
+        known = _MULTIPLES if where.startswith('custom_keys.') else _keys_at(where, node)
+        for name in sorted(set(node) - known) if known and isinstance(node, Mapping) else ():
+            meant = difflib.get_close_matches(name, known - set(node), n=1, cutoff=0.8)
+            if meant or (where == 'optim_wrapper.paramwise_cfg' and usual):
+                hint = (
+                    f'; the setting is {meant[0]}' if meant else f'; it reads {few(sorted(known))}'
+                )
+                raise UserError(f'config {cfg.filename}: nothing reads {where}.{name}{hint}')
+
+
+def unread_variables(path: str) -> list[str]:
+    """Notes on variables of a config file from which no setting is computed.
+
+    A child config that sets one of its base's, as ``train_pipeline``, comes too late: the base has
+    computed its settings already.
+    """
+    own, *bases = [*sources(path)] or [None]
+    if own is None or Config._is_lazy_import(path):
+        return []
+    notes = []
+    for name in dict.fromkeys(name for _, name in own.assigned):
+        if name in READ | set(KNOBS) | {'test_pipeline'} or name in own.read or name[0] == '_':
+            continue
+        base = next((base.path for base in bases if name in base.read), None)
+        if base and _value(base, name) == _value(path, name):
+            continue
+        if base:
+            notes.append(
+                f'{name} is set in {path}, but {base} has computed its settings from its own by '
+                'then; set those'
+            )
+        else:
+            notes.append(f'{name} is set in {path}, and nothing reads it')
+    return notes
+
+
+def _value(path: str, name: str) -> Any:
+    return plain(Config.fromfile(path, import_custom_modules=False).get(name))
 
 
 def _is_variable(cfg: Config, key: str) -> bool:
@@ -158,7 +211,7 @@ def _is_variable(cfg: Config, key: str) -> bool:
 def _check_effect(before: Config, after: Config, key: str, value: Any) -> None:
     """Has a variable reached any setting, and one of ours the setting that it is made for?"""
     place = KNOBS.get(key, '')
-    reached = _get(after, place)
+    reached = dict(walk(after)).get(place)
     if reached is not None and plain(reached) != plain(value):
         if isinstance(value, (tuple, list)) and list(reached) == list(value):
             return
@@ -205,9 +258,8 @@ def _check_known(cfg: Config, key: str) -> None:
 
 def _known_keys(node: Mapping[str, Any], where: str) -> set[str] | None:
     """The names that are read of a dict of settings; None if that can't be told."""
-    for ending, keys in _KEYS.items():
-        if f'.{where}'.endswith(f'.{ending}') and 'type' not in node:
-            return keys
+    if keys := _keys_at(where, node):
+        return keys
     kind = node.get('type')
     if isinstance(kind, str):
         classes = [registry.get(kind) for registry in _registries()]
@@ -215,6 +267,12 @@ def _known_keys(node: Mapping[str, Any], where: str) -> set[str] | None:
         classes = [kind]
     names = [arguments(cls) for cls in classes if inspect.isclass(cls)]
     return set().union(_BUILDER_KEYS, *names) if names else None
+
+
+def _keys_at(where: str, node: Mapping[str, Any]) -> set[str]:
+    """The names that are read of a dict that is given to no class; empty if it may be."""
+    endings = (keys for ending, keys in _KEYS.items() if f'.{where}'.endswith(f'.{ending}'))
+    return next(endings, set()) if 'type' not in node else set()
 
 
 def _registries() -> Iterator[Registry]:
@@ -252,7 +310,8 @@ def _suggest(cfg: Config, key: str, known: Iterable[str] = (), depth: int = 0) -
         known: What could stand in place of its part at ``depth``.
         depth: How many parts of the name are right.
     """
-    settings = [*_settings(cfg), 'randomness.seed']
+    read = {key: cfg[key] for key in cfg if key in READ}
+    settings = [*(name for name, _ in walk(read)), 'randomness.seed']
     found = [name for name in settings if name == KNOBS.get(key) or name.endswith(f'.{key}')]
     if not found:  # a typing error
         parts = key.split('.')
@@ -264,124 +323,3 @@ def _suggest(cfg: Config, key: str, known: Iterable[str] = (), depth: int = 0) -
         close = difflib.get_close_matches(last, lasts, n=1, cutoff=0.8)
         found = [name for name in settings if name.rpartition('.')[2] in close]
     return f'; the setting is {few(dict.fromkeys(found))}' if found else ''
-
-
-def _settings(node: Any, where: str = '') -> Iterator[str]:
-    """The dotted names of all settings that are read."""
-    items: Any = ()
-    if isinstance(node, (dict, Config)):
-        items = node.items()
-    elif isinstance(node, (list, tuple)) and any(isinstance(part, dict) for part in node):
-        items = enumerate(node)
-    for key, value in items:
-        if where or key in READ:
-            name = f'{where}.{key}' if where else str(key)
-            yield name
-            yield from _settings(value, name)
-
-
-def _get(cfg: Config, place: str) -> Any:
-    node: Any = cfg
-    for part in place.split('.'):
-        node = node.get(part) if isinstance(node, (dict, Config)) else None
-    return node
-
-
-def plain(value: Any) -> Any:
-    """Settings as plain Python values, which compare and print the same wherever they come from."""
-    if isinstance(value, (dict, Config)):
-        return {key: plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(plain(part) for part in value)
-    return value
-
-
-def _with_variables(cfg: Config, values: Mapping[str, Any]) -> Config:
-    """Run a config's files again, with each variable set to one value wherever it is assigned."""
-    if not str(cfg.filename).endswith('.py') or Config._is_lazy_import(cfg.filename):
-        return cfg
-    with tempfile.TemporaryDirectory() as folder:
-        copied = _copy_config(os.path.abspath(cfg.filename), values, folder)
-        again = Config.fromfile(copied, import_custom_modules=False)
-    return Config(again._cfg_dict, filename=cfg.filename, env_variables=cfg.env_variables)
-
-
-def _copy_config(path: str, values: Mapping[str, Any], folder: str) -> str:
-    """Copy a config file and its bases into a folder, with assignments added after the variables'.
-
-    Returns:
-        The path of the copy.
-    """
-    with open(path, encoding='utf-8') as file:
-        text = file.read()
-    stem, suffix = os.path.splitext(os.path.basename(path))
-    # mmengine would put in those of the copy
-    for name, value in (
-        ('fileDirname', os.path.dirname(path)),
-        ('fileBasename', stem + suffix),
-        ('fileBasenameNoExtension', stem),
-        ('fileExtname', suffix),
-    ):
-        text = re.sub(rf'\{{\{{\s*{name}\s*\}}\}}', value.replace('\\', '/'), text)
-    bases, assigned = _read_config(text)
-    lines = text.splitlines()
-    for line, name in reversed(assigned):
-        if name in values:
-            lines.insert(line, f'{name} = {plain(values[name])!r}')
-        elif name == '_base_':
-            copies = [_copy_base(base, path, values, folder) for base in bases]
-            # mmengine takes the first assignment, and leaves it out when the file is run
-            lines.insert(0, f'_base_ = {copies!r}')
-    number = len(os.listdir(folder))
-    copied = os.path.join(folder, f'{number}{suffix}')
-    with open(copied, 'w', encoding='utf-8') as file:
-        file.write('\n'.join(lines) + '\n')
-    return copied
-
-
-def _copy_base(base: str, path: str, values: Mapping[str, Any], folder: str) -> str:
-    if '::' in base:  # of another package
-        return base
-    base = os.path.join(os.path.dirname(path), base)
-    return _copy_config(base, values, folder) if base.endswith('.py') else base
-
-
-def _read_config(text: str) -> tuple[list[str], list[tuple[int, str]]]:
-    """The base files in a config's text, and its assignments: last line and name of each."""
-    bases: list[str] = []
-    assigned = []
-    for statement in ast.parse(text).body:
-        targets: Sequence[ast.expr] = ()
-        if isinstance(statement, ast.Assign):
-            targets = statement.targets
-        elif isinstance(statement, ast.AnnAssign):
-            targets = [statement.target]
-        for target in targets:
-            if isinstance(target, ast.Name):
-                assigned.append((statement.end_lineno or 0, target.id))
-                if target.id == '_base_' and isinstance(statement, ast.Assign):
-                    given = ast.literal_eval(statement.value)
-                    bases = given if isinstance(given, list) else [given]
-    return bases, assigned
-
-
-def config_files(path: str) -> Iterator[str]:
-    """The paths of all Python files that a config inherits from, its own not among them."""
-    if not path.endswith('.py') or Config._is_lazy_import(path):
-        return
-    with open(path, encoding='utf-8') as file:
-        bases, _ = _read_config(file.read())
-    for base in bases:
-        if '::' not in base:
-            base = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), base))
-            if base.endswith('.py'):
-                yield base
-                yield from config_files(base)
-
-
-def foreign_bases(path: str) -> Iterator[tuple[str, str]]:
-    """Bases of other packages, as ``mmseg::NAME``, that a config inherits, each with its file."""
-    for file in [path, *config_files(path)]:
-        if file.endswith('.py') and not Config._is_lazy_import(file):
-            with open(file, encoding='utf-8') as opened:
-                yield from ((file, base) for base in _read_config(opened.read())[0] if '::' in base)

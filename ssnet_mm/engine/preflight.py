@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import WEIGHT_INITIALIZERS, init_default_scope
+from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import set_random_seed
-from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
-from ssnet_mm.checks import Report, Split, check_lists, check_splits, contact_sheet
-from ssnet_mm.engine import settings
+from ssnet_mm.engine import schedules, settings
 from ssnet_mm.engine.checkpoint import (
     check_classes,
     find_checkpoint,
@@ -27,25 +25,19 @@ from ssnet_mm.engine.checkpoint import (
     read_checkpoint,
     read_to_load,
     weights_of,
-    weights_only,
 )
-from ssnet_mm.engine.config import build_segmentor, config_errors, single_datasets
-from ssnet_mm.engine.dry_run import build_evaluator, dry_run, whole_dataset
+from ssnet_mm.engine.config import build_segmentor, config_errors
+from ssnet_mm.engine.data import Located, check_data, look_at_data
+from ssnet_mm.engine.dry_run import build_evaluator, dry_run, undisturbed, whole_dataset
 from ssnet_mm.engine.metrics import check_outputs
+from ssnet_mm.engine.nested import listed_or_single
+from ssnet_mm.engine.options import unread_variables
+from ssnet_mm.engine.pipelines import check_pipelines
 from ssnet_mm.engine.samples import check_samples
-from ssnet_mm.errors import UserError, few
-from ssnet_mm.files import write_result
-
-_POSITIVE = (
-    'batch_size', 'crop_size', 'size', 'num_classes', 'max_iters', 'max_epochs', 'val_interval',
-    'accumulative_counts',
-)  # fmt: skip
+from ssnet_mm.errors import UserError
 
 # the variable by which each launcher numbers its processes
 _RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
-
-# A data set: where it stands in the config, its own config, and built.
-Located = tuple[str, Mapping[str, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -80,17 +72,17 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
         UserError: Naming the first thing that would fail and how to mend it.
     """
     check_machine(cfg, mode)
-    check_sizes(cfg)
+    settings.check_sizes(cfg)
     settings.check_complete(cfg, mode)
     settings.check_arguments(cfg, mode)
     settings.check_sliding(cfg)
     model, random_state = _build_seeded(cfg)
     settings.check_classes(model)
-    if mode == 'train':
-        settings.check_class_weights(model, cfg)
-    num_classes = getattr(getattr(model, 'module', model), 'num_classes', None)
     datasets: list[Located] = []
-    whole, notes = {}, []
+    whole, notes = {}, unread_variables(str(cfg.filename))
+    if mode == 'train':
+        notes += settings.check_losses(model, cfg)
+    num_classes = getattr(getattr(model, 'module', model), 'num_classes', None)
     loaders = ['train_dataloader', 'val_dataloader'] if mode == 'train' else ['test_dataloader']
     for loader in loaders:
         if cfg.get(loader):
@@ -99,9 +91,17 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
             with config_errors(f'{loader} of {cfg.filename}'):
                 parts = [(dataset, built) for _, dataset, built in found]
                 whole[loader] = whole_dataset(cfg[loader]['dataset'], parts)
+                if not len(whole[loader]):
+                    raise UserError(f'{loader}.dataset of {cfg.filename} gives no image at all')
+            if not loader.startswith('train'):
+                schedules.check_scoring(cfg[loader], loader, len(whole[loader]))
+    notes += settings.check_meaning(datasets, num_classes)
+    with undisturbed():
+        notes += check_pipelines(datasets)
     if mode == 'train':
         num_processes = int(os.environ.get('WORLD_SIZE', 1))
-        notes += settings.check_loop(cfg, len(whole['train_dataloader']), num_processes)
+        notes += schedules.check_loop(cfg, len(whole['train_dataloader']), num_processes)
+        notes += schedules.check_saving(cfg)
         for weights in pretrained_weights(cfg.model):
             read_checkpoint(weights)
         with config_errors(f'init_cfg in {cfg.filename}'):
@@ -125,7 +125,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     if mode == 'test':
         check_outputs(cfg.get('test_evaluator'), [built for *_, built in datasets])
     evaluator = build_evaluator(cfg, mode)
-    settings.check_ignore_index(model, cfg, list(whole), evaluator.metrics if evaluator else [])
+    settings.check_ignore_index(model, datasets, evaluator.metrics if evaluator else [])
     if not skip_data_check and is_first_process(cfg):
         notes += _look_at_data(cfg, datasets)
     for dataset in whole.values():
@@ -189,8 +189,7 @@ def _build_seeded(cfg: Config) -> tuple[Any, Tensor | None]:
 def check_initializers(model: Any) -> None:
     """Do the initializers build, and find what they need where they can tell?"""
     for module in model.modules():
-        cfgs = getattr(module, 'init_cfg', None) or []
-        for cfg in [cfgs] if isinstance(cfgs, dict) else cfgs:
+        for cfg in listed_or_single(getattr(module, 'init_cfg', None)):
             # mmengine reads `override` itself: for which parts other values are drawn
             own = {key: value for key, value in cfg.items() if key != 'override'}
             built = WEIGHT_INITIALIZERS.build(copy.deepcopy(own))
@@ -227,191 +226,3 @@ def check_machine(cfg: Config, mode: str) -> None:
             f'more processes than GPUs: torch finds {torch.cuda.device_count()} here; start as '
             'many processes on this machine'
         )
-
-
-def check_sizes(cfg: Any, where: str = '') -> None:
-    """Are batch sizes, crops, class counts and schedule lengths positive whole numbers?"""
-    if isinstance(cfg, (Mapping, Config)):
-        for key, value in cfg.items():
-            path = f'{where}.{key}' if where else str(key)
-            if key in _POSITIVE and value is not None and not isinstance(value, Mapping):
-                numbers = value if isinstance(value, (list, tuple)) else [value]
-                if not all(isinstance(number, int) and number > 0 for number in numbers):
-                    raise UserError(f'{path} must be positive and whole, got {value!r}')
-            else:
-                check_sizes(value, path)
-    elif isinstance(cfg, (list, tuple)):
-        for i, part in enumerate(cfg):
-            check_sizes(part, f'{where}.{i}')
-
-
-def check_data(cfg: Config, loader: str, num_classes: int | None = None) -> list[Located]:
-    """Are the data sets of a data loader there, does the first sample load, do classes suffice?
-
-    Raises:
-        UserError: One of these is not so.
-    """
-    if cfg[loader].get('persistent_workers') and not cfg[loader].get('num_workers'):
-        raise UserError(
-            f'{loader}: persistent_workers need num_workers above 0; without workers set '
-            f'{loader}.persistent_workers=False'
-        )
-    found = []
-    for where, dataset, built in build_datasets(cfg, loader):
-        for finding in check_lists(Split(where, built, num_classes or 0)):
-            if finding.check.severity == 'error':  # it explains a first image that is not there
-                raise UserError(str(finding))
-        info = built.get_data_info(0)
-        for key in ('img_path', 'seg_map_path'):
-            path = info.get(key)
-            if path and '://' not in path and not os.path.isfile(path):
-                raise UserError(
-                    f'{where}: {path} not found, the first {key} listed by {_listing(dataset)}; '
-                    'check data_prefix and the suffixes'
-                )
-        files = ' with '.join(info[key] for key in ('seg_map_path', 'img_path') if info.get(key))
-        with config_errors(f'{where}: its first sample, {files}, does not load'):
-            built[0]
-        classes: Sequence[str] = built.metainfo.get('classes') or ()
-        if num_classes is not None and num_classes < len(classes):
-            raise UserError(
-                f'{where} has {len(classes)} classes, the model {num_classes}; set '
-                f'model.decode_head.num_classes={len(classes)}'
-            )
-        found.append((where, dataset, built))
-    return found
-
-
-def build_datasets(cfg: Config, loader: str) -> Iterator[Located]:
-    """The data sets of a data loader.
-
-    Raises:
-        UserError: A folder or a list is not there, the config is at fault, or a data set is empty.
-    """
-    with config_errors(f'{loader} of {cfg.filename}'):
-        datasets = list(single_datasets(cfg[loader]['dataset'], f'{loader}.dataset'))
-    for where, dataset in datasets:
-        _check_paths(dataset, where)
-        with config_errors(f'{where} of {cfg.filename}'):
-            try:
-                built = DATASETS.build(copy.deepcopy(dataset))
-                empty = len(built) == 0
-            except ValueError as error:
-                empty = 'at least one array' in str(error)  # from serialising a list of none
-                if not empty:
-                    raise
-        if empty:
-            raise UserError(
-                f'{where} is empty: no image listed by {_listing(dataset)}{_suffixes(dataset)}'
-            )
-        yield where, dataset, built
-
-
-def look_at_data(cfg: Config, datasets: Sequence[Located], *, whole_config: bool) -> Report:
-    """Read every image and mask of data sets, and check them.
-
-    Args:
-        cfg: The config.
-        datasets: From :func:`check_data` or :func:`build_datasets`; one whose config equals an
-            earlier one's is left out.
-        whole_config: Whether these are all that the config has.
-    """
-    splits = []
-    for i, (where, dataset, built) in enumerate(datasets):
-        if all(dataset != other for _, other, _ in datasets[:i]):
-            num_classes, ignore_index = _labels(cfg, where, built)
-            splits.append(Split(where, built, num_classes, ignore_index))
-    return check_splits(splits, whole_config=whole_config)
-
-
-@weights_only()
-def check_whole_data(cfg: Config, sheet: str | os.PathLike[str]) -> tuple[Report, bool]:
-    """Check the data of all data loaders of a config, and draw a contact sheet.
-
-    Args:
-        cfg: The config.
-        sheet: PNG file to write.
-
-    Returns:
-        What was found; and whether there was an image with its mask to draw.
-
-    Raises:
-        UserError: As :func:`build_datasets`, the config has no data loader, or the sheet can't be
-            written.
-    """
-    init_default_scope(cfg.get('default_scope') or 'mmseg')
-    datasets = [
-        located
-        for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader')
-        if cfg.get(loader)
-        for located in build_datasets(cfg, loader)
-    ]
-    if not datasets:
-        raise UserError(f'{cfg.filename} has no data loader, so there is no data to check')
-    report = look_at_data(cfg, datasets, whole_config=True)
-    drawn = contact_sheet([totals.split for totals in report.totals])
-    if drawn:
-        write_result(sheet, drawn)
-    return report, drawn is not None
-
-
-def _labels(cfg: Config, where: str, dataset: Any) -> tuple[int, int]:
-    """How many classes a data set's labels may name, and the label that doesn't count."""
-    model = cfg.model.get('module', cfg.model)  # inside test-time augmentation's
-    head = model.get('decode_head', {})
-    head = head[-1] if isinstance(head, (list, tuple)) else head
-    num_classes = len(dataset.metainfo.get('classes') or ()) or head.get('num_classes', 256)
-    if head.get('out_channels') == 1 or head.get('num_classes') == 1:
-        num_classes = max(num_classes, 2)  # one channel tells two classes apart
-    evaluator = cfg.get(f'{where.split("_")[0]}_evaluator') or {}
-    parts = head if where.startswith('train') else evaluator
-    parts = parts if isinstance(parts, (list, tuple)) else [parts]
-    ignored = [part.get('ignore_index') for part in parts]
-    return num_classes, next((label for label in ignored if label is not None), 255)
-
-
-def _check_paths(dataset: Mapping[str, Any], where: str) -> None:
-    root = dataset.get('data_root') or ''
-    if dataset.get('backend_args') or '://' in root:
-        return  # not on this machine's disk
-    prefix = dataset.get('data_prefix') or {}
-    folders = {'data_root': root, **{key: os.path.join(root, prefix[key] or '') for key in prefix}}
-    for key, folder in folders.items():
-        if folder and not os.path.isdir(folder):
-            raise UserError(
-                f'data set not found: no folder {folder} ({where}, {key}); {_mend(root, where)}'
-            )
-    if dataset.get('ann_file') and not os.path.exists(_listing(dataset)):
-        raise UserError(
-            f'data set not found: no {_listing(dataset)} ({where}, ann_file); {_mend(root, where)}'
-        )
-    if _listing(dataset).endswith('.txt'):
-        try:
-            with open(_listing(dataset), encoding='utf-8') as file:
-                for _ in file:
-                    pass
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f'{_listing(dataset)} is not text in UTF-8 ({where}, ann_file); save it as such'
-            ) from error
-
-
-def _listing(dataset: Mapping[str, Any]) -> str:
-    """Where the names of the images stand: a text file, or the image folder itself."""
-    listing = dataset.get('ann_file') or (dataset.get('data_prefix') or {}).get('img_path') or ''
-    return os.path.join(dataset.get('data_root') or '', listing)
-
-
-def _suffixes(dataset: Mapping[str, Any]) -> str:
-    """What the files of an image folder end in, which may not be ``img_suffix``."""
-    folder = _listing(dataset)
-    if not os.path.isdir(folder):
-        return ''
-    suffixes = {os.path.splitext(name)[1] for name in os.listdir(folder)} - {''}
-    return f', whose files end in {few(sorted(suffixes))}; see to img_suffix' if suffixes else ''
-
-
-def _mend(root: str, where: str) -> str:
-    if 'miniature' in os.path.basename(os.path.normpath(root)):
-        return 'make it with ssnet_mm miniature'
-    return f'put it there, or point to it with --cfg-options {where}.data_root=DIR'

@@ -5,83 +5,57 @@ What can't work is a UserError; what is allowed, but hardly meant, is returned a
 
 from __future__ import annotations
 
+import inspect
+import logging
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
-from mmengine.optim import ReduceOnPlateauParamScheduler
 from mmengine.registry import Registry
-from mmengine.runner import EpochBasedTrainLoop
-from mmseg.registry import DATASETS, HOOKS, LOOPS, OPTIMIZERS, VISUALIZERS
-from torch import nn
+from mmseg.registry import (
+    DATASETS,
+    HOOKS,
+    LOG_PROCESSORS,
+    LOOPS,
+    METRICS,
+    PARAM_SCHEDULERS,
+    VISBACKENDS,
+    VISUALIZERS,
+)
+from torch import Tensor, nn
 
+from ssnet_mm.checks.facts import transforms_of
 from ssnet_mm.engine.checkpoint import load_fitting, read_checkpoint, weights_of
-from ssnet_mm.engine.config import describe, single_datasets
-from ssnet_mm.engine.options import arguments, config_files, hands_on, plain
+from ssnet_mm.engine.config import config_errors, describe, single_datasets
+from ssnet_mm.engine.config_files import sources
+from ssnet_mm.engine.data import Located
+from ssnet_mm.engine.nested import dicts, listed_or_single, values, walk
+from ssnet_mm.engine.options import arguments, hands_on
 from ssnet_mm.errors import UserError, few, listed
 
-_ENDLESS = int(1e9)  # mmengine's end of a schedule that has none
+_POSITIVE = (
+    'batch_size', 'crop_size', 'size', 'num_classes', 'max_iters', 'max_epochs', 'val_interval',
+    'accumulative_counts',
+)  # fmt: skip
 
 
-def check_loop(cfg: Config, num_images: int, num_processes: int) -> list[str]:
-    """Does the training loop end, and does it train at all?
-
-    Args:
-        cfg: A config for training.
-        num_images: In the training data set.
-        num_processes: Among which the images are shared.
-    """
-    warnings = []
-    loader = cfg.train_dataloader
-    endless = 'Infinite' in str(loader.get('sampler', {}).get('type'))
-    if by_epoch(cfg) and endless and not loader.get('num_batch_per_epoch'):
-        raise UserError(
-            'train_cfg counts epochs, but with the InfiniteSampler of train_dataloader none ends; '
-            'set train_dataloader.sampler.type=DefaultSampler, or use IterBasedTrainLoop'
-        )
-    batch_size = loader.get('batch_size', 1)
-    share = -(-num_images // num_processes)
-    if loader.get('drop_last') and not endless and batch_size > share:
-        raise UserError(
-            f'no iteration to train: {share} images make no train_dataloader.batch_size of '
-            f'{batch_size}, and drop_last leaves out what is less'
-        )
-    checkpoint = cfg.get('default_hooks', {}).get('checkpoint') or {}
-    interval, total = checkpoint.get('interval', -1), training_length(cfg)
-    if not isinstance(interval, int) or isinstance(interval, bool):
-        raise UserError(
-            f'default_hooks.checkpoint.interval must be a number, got {interval!r}; -1 saves none '
-            'but the last and the best'
-        )
-    if bool(checkpoint.get('by_epoch', True)) == by_epoch(cfg):
-        never = interval <= 0 or interval > total
-        if checkpoint and never and not checkpoint.get('save_last', True):
-            warnings.append(
-                f'default_hooks.checkpoint: with interval={interval} and save_last=False a '
-                f'training of {total} saves no checkpoint but the best'
-            )
-    if cfg.train_cfg.get('val_begin', 1) > total and cfg.get('val_cfg'):
-        warnings.append(
-            f'train_cfg: val_begin={cfg.train_cfg.val_begin} lies beyond the end, {total}'
-        )
-    return warnings
-
-
-def by_epoch(cfg: Config) -> bool:
-    """Whether a config's training loop counts epochs, not iterations."""
-    loop = cfg.train_cfg
-    if 'type' not in loop:
-        return bool(loop.get('by_epoch', True))
-    kind = LOOPS.get(loop['type']) if isinstance(loop['type'], str) else loop['type']
-    return isinstance(kind, type) and issubclass(kind, EpochBasedTrainLoop)
-
-
-def training_length(cfg: Config) -> int:
-    """Epochs or iterations, as the loop counts."""
-    return cfg.train_cfg.get('max_epochs' if by_epoch(cfg) else 'max_iters') or _ENDLESS
+def check_sizes(cfg: Config) -> None:
+    """Are batch sizes, crops, class counts and schedule lengths positive whole numbers?"""
+    for name, value in walk(cfg):
+        sized = name.rpartition('.')[2] in _POSITIVE and not isinstance(value, Mapping)
+        if sized and not all(isinstance(n, int) and n > 0 for n in listed_or_single(value)):
+            raise UserError(f'{name} must be positive and whole, got {value!r}')
+    seed = (cfg.get('randomness') or {}).get('seed')
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 1 << 32):
+        raise UserError(f'randomness.seed must be a whole number from 0 on, got {seed!r}')
+    level = cfg.get('log_level', 'INFO')
+    if not isinstance(level, int) and not isinstance(logging.getLevelName(level), int):
+        raise UserError(f'log_level must be one of DEBUG, INFO, WARNING, ERROR, got {level!r}')
 
 
 def check_complete(cfg: Config, mode: str) -> None:
@@ -102,18 +76,35 @@ def check_complete(cfg: Config, mode: str) -> None:
             )
 
 
+def _parts(setting: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The parts that a setting names or lists, or the one that it is, and where they stand."""
+    for name, part in dicts(setting, where):
+        if name.count('.') <= where.count('.') + 1:
+            yield name, part
+
+
+def _hooks(cfg: Config) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(cfg.get('custom_hooks'), Mapping):
+        raise UserError('custom_hooks must be a list of hooks, as [dict(type=...)]')
+    for group in ('default_hooks', 'custom_hooks'):
+        yield from _parts(cfg.get(group), group)
+
+
 def check_arguments(cfg: Config, mode: str) -> None:
-    """Do hooks, loops and the visualizer, which only a Runner can build, know their arguments?"""
-    hooks = cfg.get('default_hooks') or {}
-    parts: list[tuple[str, Any, Registry]] = [
-        *((f'default_hooks.{name}', hook, HOOKS) for name, hook in hooks.items()),
-        *((f'custom_hooks.{i}', h, HOOKS) for i, h in enumerate(cfg.get('custom_hooks') or [])),
-        ('visualizer', cfg.get('visualizer'), VISUALIZERS),
+    """Do the parts that only a Runner builds, or that drop what they don't know, know it all?"""
+    places = {'visualizer': VISUALIZERS, 'log_processor': LOG_PROCESSORS}
+    if mode == 'train':
+        places |= {'train_cfg': LOOPS, 'val_cfg': LOOPS, 'val_evaluator': METRICS}
+    else:
+        places |= {'test_cfg': LOOPS, 'test_evaluator': METRICS}
+    backends = (cfg.get('visualizer') or {}).get('vis_backends')
+    parts: list[tuple[str, Mapping[str, Any], Registry]] = [
+        *((*hook, HOOKS) for hook in _hooks(cfg)),
+        *((*part, VISBACKENDS) for part in _parts(backends, 'visualizer.vis_backends')),
+        *((*part, places[name]) for name in places for part in _parts(cfg.get(name), name)),
     ]
-    for loop in ('train_cfg', 'val_cfg') if mode == 'train' else ('test_cfg',):
-        parts.append((loop, cfg.get(loop), LOOPS))
     for where, part, registry in parts:
-        if not isinstance(part, Mapping) or 'type' not in part:
+        if 'type' not in part:
             continue
         kind = registry.get(part['type']) if isinstance(part['type'], str) else part['type']
         if kind is None:
@@ -123,7 +114,7 @@ def check_arguments(cfg: Config, mode: str) -> None:
             )
         if not isinstance(kind, type):
             continue
-        known = arguments(kind) | {'type', '_scope_', 'priority'}
+        known = arguments(kind) | {'type', '_scope_', 'priority', 'keep_results'}  # of Cityscapes'
         if not hands_on(kind) and set(part) - known:
             raise UserError(f'{where}: {part["type"]} takes no {few(sorted(set(part) - known))}')
 
@@ -137,6 +128,9 @@ def check_classes(model: nn.Module) -> None:
                 f'{where}.num_classes=2 with two names in the classes of the data set, and for one '
                 f'channel {where}.out_channels=1 and {where}.loss_decode.use_sigmoid=True'
             )
+        threshold = getattr(head, 'threshold', None)
+        if head.out_channels == 1 and threshold is not None and not 0 < threshold < 1:
+            raise UserError(f'{where}.threshold is of a probability, 0 to 1; got {threshold}')
         sigmoids = [getattr(module, 'use_sigmoid', None) for module in head.modules()]
         if head.out_channels == 1 and False in sigmoids:
             raise UserError(
@@ -145,20 +139,42 @@ def check_classes(model: nn.Module) -> None:
             )
 
 
-def check_class_weights(model: nn.Module, cfg: Config) -> None:
-    """Is there a weight for each class, made for the classes of this data set?"""
+def check_losses(model: nn.Module, cfg: Config) -> list[str]:
+    """Has each class a weight, made for the classes of this data set, and counts each loss?"""
+    notes = []
     for where, head in _heads(model):
         losses = [m for m in head.modules() if getattr(m, 'class_weight', None) is not None]
         for loss in losses:
-            count = len(loss.class_weight)
-            if count not in {head.num_classes, head.out_channels}:
-                raise UserError(
-                    f'{where}.loss_decode: class_weight has {count} numbers, the model '
-                    f'{head.num_classes} classes; give one a class, or class_weight=None'
-                )
+            _check_weights(loss.class_weight, head, where)
             _check_weighted_void(loss, head, where)
         if losses:
             _check_inherited_weights(cfg, losses)
+        for loss in head.modules():
+            weight = getattr(loss, 'loss_weight', 1.0)
+            if isinstance(weight, (int, float)) and not 0 <= weight < math.inf:
+                raise UserError(f'{where}: loss_weight must be a number from 0 on, got {weight}')
+            if 'loss' not in str(getattr(loss, 'loss_name', 'loss')):
+                notes.append(
+                    f'{where}.loss_decode: {loss.loss_name} is logged and not trained on, since '
+                    f"loss_name does not hold 'loss'"
+                )
+    return notes
+
+
+def _check_weights(weights: Any, head: Any, where: str) -> None:
+    sized = np.ndim(weights) == 1
+    if not sized or len(weights) not in {head.num_classes, head.out_channels}:
+        what = f'{len(weights)} numbers' if sized else f'{weights!r}'
+        raise UserError(
+            f'{where}.loss_decode: class_weight has {what}, the model {head.num_classes} classes; '
+            'give one a class, or class_weight=None'
+        )
+    numbers = [isinstance(w, (int, float, np.number)) and 0 <= w < math.inf for w in weights]
+    if not all(numbers) or not any(weights):
+        raise UserError(
+            f'{where}.loss_decode: class_weight must be numbers from 0 on, and not all 0; got '
+            f'{few(map(str, weights))}'
+        )
 
 
 def _check_weighted_void(loss: Any, head: Any, where: str) -> None:
@@ -186,14 +202,14 @@ def _check_inherited_weights(cfg: Config, losses: Sequence[Any]) -> None:
     """Were class weights made for the classes of another data set, in a base config?"""
     classes = _classes(cfg)
     weights = [list(loss.class_weight) for loss in losses]
-    for path in config_files(str(cfg.filename)):
-        base = Config.fromfile(path, import_custom_modules=False)
+    for source in list(sources(str(cfg.filename)))[1:]:
+        base = Config.fromfile(source.path, import_custom_modules=False)
         theirs = _classes(base)
-        inherited = any(weight in weights for weight in _values(base.get('model'), 'class_weight'))
+        inherited = any(weight in weights for weight in values(base.get('model'), 'class_weight'))
         if inherited and theirs and classes and list(theirs) != list(classes):
             raise UserError(
-                f'class_weight is inherited from {os.path.relpath(path)}, where it is made for the '
-                f'classes {few(theirs)}, not for {few(classes)}; set one number a class in '
+                f'class_weight is inherited from {os.path.relpath(source.path)}, where it is made '
+                f'for the classes {few(theirs)}, not for {few(classes)}; set one number a class in '
                 'model.decode_head.loss_decode.class_weight, or None'
             )
 
@@ -207,21 +223,17 @@ def _classes(cfg: Config) -> Sequence[str]:
     return ()
 
 
-def _values(part: Any, key: str) -> Iterator[Any]:
-    if isinstance(part, Mapping):
-        if part.get(key) is not None:
-            yield plain(part[key])
-        part = list(part.values())
-    if isinstance(part, (list, tuple)):
-        for item in part:
-            yield from _values(item, key)
-
-
 def check_ignore_index(
-    model: nn.Module, cfg: Config, loaders: Sequence[str], metrics: Sequence[Any]
+    model: nn.Module, datasets: Sequence[Located], metrics: Sequence[Any]
 ) -> None:
-    """Do heads, padding, metrics and data sets ignore the same label?"""
+    """Do heads, losses, padding, metrics and data sets ignore the same label?"""
     found = {f'{where}.ignore_index': head.ignore_index for where, head in _heads(model)}
+    usual = set(found.values()) <= {255}  # of what is not set the default holds
+    for where, head in _heads(model):
+        for loss in head.modules():
+            for key in ('ignore_index', 'ignore_label'):  # which some take from their own settings
+                if loss is not head and hasattr(loss, key):
+                    found[f'{where}, {key} of {type(loss).__name__}'] = getattr(loss, key)
     preprocessor: Any = getattr(model, 'data_preprocessor', None)
     padded = any(getattr(preprocessor, key, None) is not None for key in ('size', 'size_divisor'))
     if padded and hasattr(preprocessor, 'seg_pad_val'):
@@ -229,17 +241,71 @@ def check_ignore_index(
     for metric in metrics:
         if hasattr(metric, 'ignore_index'):
             found[f'ignore_index of {type(metric).__name__}'] = metric.ignore_index
-    for loader in loaders:
-        for where, dataset in single_datasets(cfg[loader]['dataset'], f'{loader}.dataset'):
-            if 'ignore_index' in dataset:
-                found[f'{where}.ignore_index'] = dataset['ignore_index']
-            for i, transform in enumerate(dataset.get('pipeline') or []):
-                for key in ('seg_pad_val', 'ignore_index'):
-                    if key in transform:
-                        found[f'{where}.pipeline.{i}.{key}'] = transform[key]
+    for where, dataset, built in datasets:
+        for name, value in walk(dataset, where):
+            if name.endswith(('.seg_pad_val', '.ignore_index', '.pad_val.seg')):
+                found[name] = value
+        for transform in [] if usual else transforms_of(getattr(built, 'pipeline', [])):
+            padding = getattr(transform, 'pad_val', None)
+            padding = padding.get('seg') if isinstance(padding, Mapping) else None
+            value = getattr(transform, 'seg_pad_val', padding)
+            if value is not None:
+                found[f'{where}.pipeline, padding of {type(transform).__name__}'] = value
     if len(set(found.values())) > 1:
         values = ', '.join(f'{where} is {value}' for where, value in found.items())
         raise UserError(f'void has no one label: {values}; set all to the value in the masks')
+
+
+def check_meaning(datasets: Sequence[Located], num_classes: int | None) -> list[str]:
+    """Do labels mean the same in all data sets, and to the model?
+
+    Args:
+        datasets: Built; of training and validation.
+        num_classes: Of the model.
+    """
+    notes = []
+    (first, _, reference), *others = datasets
+    theirs = _names(reference)
+    for where, _, dataset in others:
+        ours = _names(dataset)
+        if len(ours) != len(theirs) or (ours != theirs and sorted(ours) == sorted(theirs)):
+            raise UserError(
+                f'{where} has the classes {few(ours)} ({len(ours)}), {first} {few(theirs)} '
+                f'({len(theirs)}); give both the same metainfo'
+            )
+        if ours != theirs:
+            new, old = next(pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1])
+            notes.append(f'{where} calls a class {new} that is {old} in {first}')
+        reduces = [bool(getattr(d, 'reduce_zero_label', False)) for d in (reference, dataset)]
+        if reduces[0] != reduces[1]:
+            notes.append(
+                f'reduce_zero_label is {reduces[1]} in {where} and {reduces[0]} in {first}; see '
+                'that a label means the same in both'
+            )
+    if theirs and num_classes and num_classes > len(theirs):
+        notes.append(
+            f'model.decode_head.num_classes={num_classes}, but {first} has {len(theirs)} classes: '
+            'the model may predict some that have no name'
+        )
+    return notes
+
+
+def _names(dataset: Any) -> list[str]:
+    return list(dataset.metainfo.get('classes') or ())
+
+
+def check_normalisation(preprocessor: Any, batch: Any) -> list[str]:
+    """Are mean and std those of grey levels, 0 to 255, where images come as such?"""
+    std = getattr(preprocessor, 'std', None)
+    inputs = batch.get('inputs') if isinstance(batch, Mapping) else None
+    if isinstance(std, Tensor) and isinstance(inputs, list) and std.max() < 1:
+        brightest = max(float(image.max()) for image in inputs)
+        if brightest > 1:
+            return [
+                'mean and std of model.data_preprocessor look like those of values from 0 to 1, '
+                f'and images come with values up to {brightest:g}; multiply both by 255'
+            ]
+    return []
 
 
 def check_sliding(cfg: Any) -> None:
@@ -260,105 +326,6 @@ def check_sliding(cfg: Any) -> None:
         )
 
 
-def check_optimizer(cfg: Config) -> None:
-    """Has the optimizer the weight decay that is scaled layer by layer?"""
-    optimizer = cfg.optim_wrapper.get('optimizer') or {}
-    paramwise = cfg.optim_wrapper.get('paramwise_cfg') or {}
-    scaled = [
-        key
-        for key in ('bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult', 'flat_decay_mult')
-        if paramwise.get(key) is not None
-    ]
-    kind = optimizer.get('type')
-    kind = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
-    if scaled and isinstance(kind, type) and optimizer.get('weight_decay') is None:
-        takes = 'weight_decay' in arguments(kind)
-        mend = 'optim_wrapper.optimizer.weight_decay=0.0, or ' if takes else ''
-        raise UserError(
-            f'optim_wrapper: paramwise_cfg scales the weight decay ({few(scaled)}), but the '
-            f'optimizer, {kind.__name__}, has no weight_decay; set {mend}'
-            'optim_wrapper.paramwise_cfg=None'
-        )
-    if kind is None and optimizer:
-        raise UserError(
-            f'optim_wrapper.optimizer: {optimizer.get("type")} is not in the optimizer registry; '
-            'check the spelling, and custom_imports if it is your own'
-        )
-
-
-def check_schedule(cfg: Config, schedulers: Sequence[Any], epoch_length: int) -> list[str]:
-    """Do the schedules end with the training, and keep to the rates that are set?"""
-    epochs, length = by_epoch(cfg), training_length(cfg)
-    last = {True: length if epochs else 0, False: length * epoch_length if epochs else length}
-    warnings = []
-    for i, scheduler in enumerate(schedulers):
-        where = f'param_scheduler.{i} ({type(scheduler).__name__})'
-        if isinstance(scheduler, ReduceOnPlateauParamScheduler):
-            continue
-        if scheduler.by_epoch and not epochs:
-            raise UserError(
-                f'{where} steps by epoch, but train_cfg counts iterations, so it would never step; '
-                f'set param_scheduler.{i}.by_epoch=False'
-            )
-        _check_least_rate(scheduler, where, i)
-        total = last[scheduler.by_epoch]
-        end = _end(scheduler)
-        unit = 'epoch' if scheduler.by_epoch else 'iteration'
-        if total < end < _ENDLESS:
-            warnings.append(
-                f'{where} ends at {unit} {end}, the training at {total}: the rate does not '
-                f'get to where it leads; {_mend(cfg, i, total)}'
-            )
-        elif type(scheduler).__name__.startswith('CosineAnnealing') and scheduler.T_max != min(
-            scheduler.end, total
-        ) - max(scheduler.begin, 0):
-            warnings.append(
-                f'{where} is at its least rate at {unit} {scheduler.begin + scheduler.T_max}, the '
-                f'training ends at {total}; leave T_max out to have them meet'
-            )
-    decays = [s for s in schedulers if not _is_warmup(s)]
-    if decays and decays == [s for s in decays if hasattr(s, 'end') and s.end < _ENDLESS]:
-        final = max(decays, key=lambda scheduler: scheduler.end)
-        total = last[final.by_epoch]
-        if final.end < total:
-            to_zero = not getattr(final, 'end_factor', getattr(final, 'eta_min', None))
-            rate = 'a rate of 0, which learns nothing' if to_zero else 'the rate where it ended'
-            warnings.append(
-                f'param_scheduler ends at {final.end}, the training at {total}: the rest is '
-                f'trained at {rate}; {_mend(cfg, schedulers.index(final), total)}'
-            )
-    return warnings
-
-
-def _end(scheduler: Any) -> int:
-    """Where a schedule has done all it does."""
-    length = getattr(scheduler, 'step_size', getattr(scheduler, 'total_steps', 0))
-    steps = max(getattr(scheduler, 'milestones', None) or [length])
-    return int(scheduler.begin + steps if steps else scheduler.end)
-
-
-def _is_warmup(scheduler: Any) -> bool:
-    return getattr(scheduler, 'end_factor', None) == 1.0 or 'Constant' in type(scheduler).__name__
-
-
-def _mend(cfg: Config, i: int, total: int) -> str:
-    knob = ', or set max_iters where the config computes both from it' if 'max_iters' in cfg else ''
-    return f'have param_scheduler.{i} end at {total}{knob}'
-
-
-def _check_least_rate(scheduler: Any, where: str, i: int) -> None:
-    least = getattr(scheduler, 'eta_min', None)
-    if not least or scheduler.param_name != 'lr':
-        return
-    lower = sorted({rate for rate in scheduler.base_values if rate < least})
-    if lower:
-        rates = few(f'{rate:g}' for rate in lower)
-        raise UserError(
-            f'{where}: eta_min={least:g} is an absolute rate, to which layers with a lower one '
-            f'({rates}, as by lr_mult) would rise; set param_scheduler.{i}.eta_min=0'
-        )
-
-
 def check_pretrained(model: nn.Module) -> None:
     """Would ``init_cfg=dict(type='Pretrained')`` load every weight of its module?
 
@@ -369,20 +336,25 @@ def check_pretrained(model: nn.Module) -> None:
         UserError: The file of one can't be read, or lacks weights.
     """
     for name, module in model.named_modules():
-        given = getattr(module, 'init_cfg', None) or []
-        for init_cfg in [given] if isinstance(given, Mapping) else given:
+        for init_cfg in listed_or_single(getattr(module, 'init_cfg', None)):
             if init_cfg.get('type') == 'Pretrained' and init_cfg.get('checkpoint'):
                 _check_pretrained(module, f'model.{name}' if name else 'model', init_cfg)
 
 
 def _check_pretrained(module: nn.Module, where: str, init_cfg: Mapping[str, Any]) -> None:
     path = os.path.expanduser(init_cfg['checkpoint'])
-    if '://' in path or 'init_weights' in vars(type(module)):
-        return  # not on this machine yet; or the module has a way of its own to load
+    if '://' in path:
+        return  # not on this machine yet
     weights = {
         key.removeprefix('module.'): value
         for key, value in weights_of(read_checkpoint(path), path).items()
     }
+    if 'init_weights' in vars(type(module)):  # it has a way of its own to load them
+        with config_errors(f'{where}.init_cfg: loading {path}'):
+            module.init_weights()  # type: ignore[operator]
+        if not _holds_any(module, weights.values()):
+            raise UserError(f'{where}.init_cfg: no weight of {path} gets into {where}')
+        return
     prefix = init_cfg.get('prefix') or ''
     prefix = prefix and prefix.rstrip('.') + '.'
     part = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
@@ -401,50 +373,17 @@ def _check_pretrained(module: nn.Module, where: str, init_cfg: Mapping[str, Any]
     raise UserError(f'{where}.init_cfg: {path} does not load whole: {problems}')
 
 
-def check_resumed(
-    path: str, checkpoint: Mapping[str, Any], optimizer: Any, schedulers: Sequence[Any], cfg: Config
-) -> list[str]:
-    """Does the config ask for another rate or schedule than the one that resuming goes on with?
-
-    Args:
-        path: The checkpoint that is resumed from.
-        checkpoint: What it holds.
-        optimizer: The config's.
-        schedulers: The config's.
-        cfg: The config.
-    """
-    scaled = (cfg.get('auto_scale_lr') or {}).get('enable')
-    differences = []
-    saved = checkpoint['optimizer'].get('param_groups', [])
-    for theirs, ours in zip(saved, optimizer.param_groups, strict=False):
-        for key in sorted(set(theirs) & set(ours) - {'params'}):
-            # what a schedule changes is compared at its start
-            skipped = f'initial_{key}' in theirs or (scaled and 'lr' in key)
-            if not skipped and plain(theirs[key]) != plain(ours[key]):
-                name = key.removeprefix('initial_')
-                differences.append(f'{name} {theirs[key]} (config: {ours[key]})')
-    states = checkpoint.get('param_schedulers') or []
-    if isinstance(states, (list, tuple)):
-        if len(states) != len(schedulers):
-            differences.append(f'{len(states)} schedules (config: {len(schedulers)})')
-        for i, (state, scheduler) in enumerate(zip(states, schedulers, strict=False)):
-            ours = scheduler.state_dict()
-            for key in ('begin', 'end', 'eta_min', 'power', 'milestones', 'T_max', 'step_size',
-                        'gamma', 'start_factor', 'end_factor', 'factor', 'by_epoch'):  # fmt: skip
-                if key in state and key in ours and plain(state[key]) != plain(ours[key]):
-                    differences.append(
-                        f'param_scheduler.{i}.{key} {state[key]} (config: {ours[key]})'
-                    )
-    if differences:
-        raise UserError(
-            f'--resume goes on with the optimizer and schedule of {path}: '
-            f'{few(dict.fromkeys(differences))}; to train its weights by the config, start anew '
-            f'with --cfg-options load_from={path} instead of --resume'
-        )
-    done, total = checkpoint['meta'].get('iter'), training_length(cfg)
-    if not by_epoch(cfg) and isinstance(done, int) and done >= total:
-        return [f'nothing is left to train: {path} has done {done} of {total} iterations']
-    return []
+def _holds_any(module: nn.Module, weights: Iterable[Any]) -> bool:
+    """Whether any of some tensors is a module's now."""
+    by_shape: dict[Any, list[Tensor]] = {}
+    for weight in weights:
+        if isinstance(weight, Tensor) and weight.numel() > 1:
+            by_shape.setdefault(weight.shape, []).append(weight)
+    return any(
+        torch.equal(value.cpu(), weight)
+        for value in module.state_dict().values()
+        for weight in by_shape.get(value.shape, ())
+    )
 
 
 def check_best(cfg: Config, names: Sequence[str]) -> None:
@@ -454,23 +393,22 @@ def check_best(cfg: Config, names: Sequence[str]) -> None:
         cfg: The config.
         names: Of the values that the validation gives.
     """
-    hooks = [*(cfg.get('default_hooks') or {}).items()]
-    hooks = [(f'default_hooks.{name}', hook) for name, hook in hooks]
-    hooks += [(f'custom_hooks.{i}', h) for i, h in enumerate(cfg.get('custom_hooks') or [])]
-    schedules = cfg.get('param_scheduler') or []
-    schedules = [schedules] if isinstance(schedules, Mapping) else schedules
-    watching = [*hooks, *((f'param_scheduler.{i}', s) for i, s in enumerate(schedules))]
-    for where, part in watching:
-        if not isinstance(part, Mapping):
-            continue
+    hooks = list(_hooks(cfg))
+    kinds = [HOOKS.get(h['type']) if isinstance(h.get('type'), str) else None for _, h in hooks]
+    # those of others, as ValLossHook, may add to what the metrics give
+    adds = any('after_val_epoch' in vars(k) and 'mmengine' not in k.__module__ for k in kinds if k)
+    schedules = dicts(listed_or_single(cfg.get('param_scheduler')), 'param_scheduler')
+    for where, part in (*hooks, *schedules):
         for key in ('save_best', 'monitor'):
-            wanted = part.get(key) or []
-            for name in [wanted] if isinstance(wanted, str) else wanted:
-                _check_name(where, key, name, names, part)
+            wanted = listed_or_single(part.get(key))
+            rules = listed_or_single(part.get('rule')) or [_default_rule(part)]
+            for i, name in enumerate(wanted):
+                _check_name(where, key, name, names, part, adds)
+                _check_rule(where, name, rules[i] if len(rules) == len(wanted) else rules[0])
 
 
 def _check_name(
-    where: str, key: str, name: str, names: Sequence[str], part: Mapping[str, Any]
+    where: str, key: str, name: str, names: Sequence[str], part: Mapping[str, Any], adds: bool
 ) -> None:
     if name == 'auto' and key == 'save_best':
         if names and part.get('rule') is None:
@@ -478,8 +416,29 @@ def _check_name(
                 CheckpointHook(**{**part, 'type': None, 'save_best': names[0]})
             except ValueError as error:
                 raise UserError(f"{where}: {key}='auto' takes {names[0]}: {error}") from error
-    elif name not in names and 'loss' not in name.lower():
+    elif name not in names and not (adds and 'loss' in name.lower()):
         raise UserError(
             f'{where}: {key}={name!r} is not among what the validation gives: '
             f'{", ".join(names) or "nothing"}'
+        )
+
+
+def _default_rule(part: Mapping[str, Any]) -> str | None:
+    """What a hook or a schedule goes by that is given no rule; None: by the name."""
+    kind = PARAM_SCHEDULERS.get(part['type']) if isinstance(part.get('type'), str) else None
+    inits = [
+        vars(base)['__init__'] for base in getattr(kind, '__mro__', ()) if '__init__' in vars(base)
+    ]
+    rules = [p for init in inits[:-1] if (p := inspect.signature(init).parameters.get('rule'))]
+    return rules[0].default if rules else None
+
+
+def _check_rule(where: str, name: str, rule: str | None) -> None:
+    less = any(word in name.lower() for word in ('loss', 'error'))
+    scores = ('miou', 'iou.', 'macc', 'aacc', 'mdice', 'mfscore', 'mprecision', 'mrecall')
+    more = not less and any(word in name.lower() for word in scores)
+    if (more and rule == 'less') or (less and rule == 'greater'):
+        raise UserError(
+            f'{where}: rule={rule!r} takes {"low" if more else "high"} values of {name} for good; '
+            f'set rule={"greater" if more else "less"!r}'
         )

@@ -3,6 +3,7 @@ import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ssnet_mm.engine import launch
 from ssnet_mm.engine.checkpoint import check_classes, check_finite, load_state_dict
+from ssnet_mm.engine.guards import GuardHook
 from ssnet_mm.errors import UserError
 
 DIVERGES = """
@@ -266,3 +268,21 @@ def test_the_guard_is_added_whatever_the_hooks_of_a_config(tiny_config, tmp_path
     monkeypatch.setattr(Runner, 'train', lambda self: seen.extend(self.hooks))
     launch.run(cfg, 'train')
     assert [type(hook).__name__ for hook in seen].count('GuardHook') == 1
+
+
+@pytest.mark.parametrize('mode', ['train', 'test'])
+def test_a_network_that_gives_nan_is_not_scored(tiny_config, tiny_data, tmp_path, mode):
+    start(tiny_config(), tmp_path / 'work')
+    checkpoint = torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=True)
+    variance = next(k for k in checkpoint['state_dict'] if k.endswith('running_var'))
+    checkpoint['state_dict'][variance].fill_(-1.0)  # finite, and its root is none
+    torch.save(checkpoint, tmp_path / 'bad.pth')
+    cfg = launch.load_config(tiny_config())
+    cfg.work_dir, cfg.launcher = str(tmp_path / 'new'), 'none'
+    cfg.load_from = str(tmp_path / 'bad.pth')
+    with pytest.raises(UserError, match=r'the network gives NaN for .*0\.jpg; the weights'):
+        launch.run(cfg, mode)
+    samples = [SimpleNamespace(seg_logits=SimpleNamespace(data=torch.tensor([math.nan])))]
+    for look in (GuardHook().after_val_iter, GuardHook().after_test_iter):
+        with pytest.raises(UserError, match='gives NaN for an image'):
+            look(None, 0, None, samples)

@@ -246,3 +246,20 @@ def test_two_trainings_do_not_share_a_work_dir(tiny_config, tmp_path):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     train(config, work)
     assert (work / 'iter_2.pth').is_file()
+
+
+@pytest.mark.parametrize(
+    'naming', ["filename_tmpl='at_{}.pth'", "out_dir='elsewhere', save_best='mIoU'"]
+)
+def test_checkpoints_of_other_names_and_places_are_resumed(
+    tiny_config, tmp_path, monkeypatch, naming
+):
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(f"default_hooks['checkpoint'].update({naming})")
+    longer = dict(type='IterBasedTrainLoop', max_iters=4, val_interval=2)
+    train(config, tmp_path / 'work')
+    with pytest.raises(UserError, match='work holds the checkpoints of an earlier training, as '):
+        train(config, tmp_path / 'work')
+    train(config, tmp_path / 'work', resume=True, train_cfg=longer)
+    (last,) = tmp_path.rglob('*_4.pth')
+    assert torch.load(last, weights_only=True)['meta']['iter'] == 4

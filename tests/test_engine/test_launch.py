@@ -209,7 +209,7 @@ def test_more_processes_than_gpus(tiny_config, monkeypatch):
 
 def test_a_mistake_that_only_running_showed_is_one_line(tiny_config, tmp_path):
     cfg = load(tiny_config(), **{'work_dir': str(tmp_path / 'w'), 'val_evaluator.type': 'NoSuch'})
-    with pytest.raises(UserError, match='val_evaluator of .*: KeyError: NoSuch is not'):
+    with pytest.raises(UserError, match='val_evaluator: NoSuch is not'):
         launch.run(cfg, 'train')
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,3 +183,10 @@ def test_one_channel_is_reported_as_two_classes():
     built.dataset_meta = dict(classes=('background', 'road'))
     built.process({}, [sample([[0.0, 1.0, 1.0, 1.0]], [[0, 0, 1, 1]])])
     assert built.evaluate(1)['mBoundaryIoU'] == pytest.approx((50 + 200 / 3) / 2, abs=0.01)
+
+
+def test_results_of_more_classes_than_8_bits_tell_apart_are_not_written():
+    for count, reduced in ((257, False), (256, True)):
+        meta = dict(classes=[str(i) for i in range(count)], reduce_zero_label=reduced)
+        with pytest.raises(UserError, match='8 bits a pixel, which do not tell more than 256'):
+            check_outputs(dict(output_dir='out'), [SimpleNamespace(metainfo=meta)])

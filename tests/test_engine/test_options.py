@@ -5,7 +5,8 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, EMAHook, LoggerHook
 
 from ssnet_mm.engine.config import load_config
-from ssnet_mm.engine.options import READ, hands_on, plain
+from ssnet_mm.engine.nested import plain
+from ssnet_mm.engine.options import READ, hands_on, unread_variables
 from ssnet_mm.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / 'configs').glob('*.py'))
@@ -134,3 +135,34 @@ def test_a_misspelled_setting_in_a_config_file_is_refused(tmp_path):
 
 def test_classes_that_hand_on_arguments_are_told():
     assert hands_on(EMAHook) and hands_on(CheckpointHook) and not hands_on(LoggerHook)
+
+
+def test_variables_that_come_too_late_are_noted(tmp_path):
+    child = tmp_path / 'child.py'
+    child.write_text(
+        f"_base_ = '{VOC}'\ntrain_pipeline = []\nlr_config = dict(policy='poly')\n"
+        'max_iters = 100\nown = 3\nl2 = 2.5e-4\ntrain_cfg = dict(val_interval=own)\n_kept = 1\n'
+    )
+    late, unread = unread_variables(str(child))
+    assert late.startswith(f'train_pipeline is set in {child}, but ') and 'has computed' in late
+    assert unread == f'lr_config is set in {child}, and nothing reads it'
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_our_configs_set_nothing_in_vain(path):
+    assert unread_variables(str(path)) == []
+
+
+@pytest.mark.parametrize(
+    ('setting', 'meant'),
+    [
+        ('model = dict(test_cfg=dict(strde=(8, 8)))', 'model.test_cfg.strde; .* stride'),
+        ('env_cfg = dict(cudnn_benchmrk=True)', 'env_cfg.cudnn_benchmrk; .* cudnn_benchmark'),
+        ('randomness = dict(sed=1)', 'randomness.sed; .* seed'),
+    ],
+)
+def test_a_misspelled_setting_that_no_class_takes_is_refused(tmp_path, setting, meant):
+    child = tmp_path / 'child.py'
+    child.write_text(f"_base_ = '{VOC}'\n{setting}\n")
+    with pytest.raises(UserError, match=f'child.py: nothing reads {meant}$'):
+        load_config(str(child))

@@ -47,6 +47,11 @@ def check(tiny_config, tmp_path, monkeypatch):
     return run
 
 
+VOID_11 = """
+model['decode_head']['ignore_index'] = 11
+model['data_preprocessor']['seg_pad_val'] = 11
+val_evaluator = dict(type='IoUMetric', ignore_index=11)
+"""
 SCHEDULE = "param_scheduler = [dict(type='{}', by_epoch=False, {})]\n"
 HOOK = "custom_hooks = [dict(type='{}', {})]\n"
 
@@ -72,7 +77,13 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
         ("val_dataloader['dataset']['pipeline'] = [dict(type='LoadImageFromFile'), "
          "dict(type='LoadAnnotations'), dict(type='Resize', scale=(90, 74)), "
          "dict(type='PackSegInputs')]",
-         'label map is 74x90, the image 37x45; put LoadAnnotations after Resize'),
+         'Resize changes the label map, .* put LoadAnnotations after Resize'),
+        ("default_hooks['checkpoint'].update(save_best='mIoU', rule='less')",
+         "rule='less' takes low values of mIoU for good; set rule='greater'"),
+        ("param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='mIoU')]",
+         "param_scheduler.0: rule='less' takes low values of mIoU"),
+        ("val_dataloader['sampler'] = dict(type='InfiniteSampler')", 'Sampler it never ends'),
+        ("val_dataloader.update(batch_size=3, drop_last=True)", 'leaves 1 of 4 images out of the'),
         ('val_dataloader = None', 'sets val_cfg and val_evaluator, but not val_dataloader'),
         # the data
         ("other = dict(dataset, metainfo=dict(classes=classes[::-1], palette=palette))\n"
@@ -84,7 +95,33 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
          "dict(type='DefaultSampler', shuffle=True))",
          '4 images make no train_dataloader.batch_size of 5'),
         ("train_pipeline.pop()", 'a training step on train_dataloader of '),
+        ("for d in (train_dataloader, val_dataloader):\n"
+         "    d['dataset']['metainfo'] = dict(classes=('road'))\ndel d",
+         "classes is one text, 'road', where a list of names is wanted; .* \\('road',\\)"),
+        ("for d in (train_dataloader, val_dataloader):\n"
+         "    d['dataset']['metainfo'] = dict(classes=('a', 'b', 'b'), palette=palette)\ndel d",
+         'classes has b twice'),
+        ("train_dataloader['dataset']['metainfo'] = dict(classes=(0, 1, 2), palette=palette)",
+         'must be names in quotes, got 0'),
+        ("train_dataloader['dataset']['metainfo'] = dict(classes=classes, palette=[[300] * 3] * 3)",
+         'palette must be RGB colours of 0 to 255'),
+        ("val_dataloader['dataset']['metainfo'] = dict(classes=classes[::-1], palette=palette)",
+         r'val_dataloader.dataset has the classes right, left, ground \(3\), train_dataloader'),
+        ("train_dataloader['dataset']['ann_file'] = 'JPEGImages'", 'ann_file is a folder'),
         # optimizer and schedule
+        ("optim_wrapper['optimizer']['lr'] = 0.0", 'every learning rate is 0'),
+        ("optim_wrapper['optimizer']['lr'] = float('inf')", 'a learning rate of inf is none'),
+        ("optim_wrapper['paramwise_cfg'] = dict(bias_lr_mul=2.0)",
+         'nothing reads optim_wrapper.paramwise_cfg.bias_lr_mul; the setting is bias_lr_mult'),
+        ("optim_wrapper['paramwise_cfg'] = dict(backbone=dict(lr_mult=0.1))",
+         'nothing reads optim_wrapper.paramwise_cfg.backbone; it reads'),
+        ("optim_wrapper['paramwise_cfg'] = dict(custom_keys={'backbone': dict(lr_mul=0.1)})",
+         'nothing reads custom_keys.backbone.lr_mul; the setting is lr_mult'),
+        ("optim_wrapper['paramwise_cfg'] = dict(bias_lr_mult=2.0)\n"
+         + SCHEDULE.format('OneCycleLR', 'eta_max=0.1, total_steps=2'),
+         'eta_max=0.1 is the rate of all layers, and lr_mult has no effect'),
+        ("param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='loss', min_value=0.1)]",
+         'min_value=0.1 is an absolute rate'),
         ("optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01), "
          "paramwise_cfg=dict(bias_decay_mult=0.0))",
          'SGD, has no weight_decay; set optim_wrapper.optimizer.weight_decay=0.0'),
@@ -103,11 +140,23 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
         ("train_cfg = dict(by_epoch=True, max_epochs=2)", 'InfiniteSampler'),
         ("train_cfg = dict(type='IterLoop', max_iters=2)", 'train_cfg: IterLoop is not in the'),
         ("train_cfg = dict(type='IterBasedTrainLoop', max_iter=2)", 'takes no max_iter$'),
+        ("custom_hooks = dict(type='EMAHook')", 'custom_hooks must be a list'),
+        ("visualizer['vis_backends'] = [dict(type='TensorbordVisBackend')]", 'not in the vis_back'),
+        ("log_processor = dict(type='LogProcessor', by_epoh=False)", 'takes no by_epoh'),
+        ("val_evaluator = dict(type='IoUMetric', iou_metric=['mIoU'])", 'takes no iou_metric$'),
+        ("log_level = 'INF'", "log_level must be one of .*'INF'"),
+        ("randomness = dict(seed='1')", "randomness.seed must be a whole number .*'1'"),
+        ("train_cfg = dict(type='IterBasedTrainLoop')", 'train_cfg lacks max_iters'),
         (HOOK.format('NoHook', ''), 'custom_hooks.0: NoHook is not in the hook registry'),
         ("default_hooks['checkpoint']['interval'] = None", 'interval must be a number, got None'),
         # classes
         ("model['decode_head']['loss_decode']['class_weight'] = [0.5, 2.0]",
          'class_weight has 2 numbers, the model 3 classes'),
+        ("model['decode_head']['loss_decode']['class_weight'] = 2.0", 'class_weight has 2.0, '),
+        ("model['decode_head']['loss_decode']['class_weight'] = [0.0, 0.0, 0.0]", 'and not all 0'),
+        ("model['decode_head']['loss_decode']['class_weight'] = [1.0, -1.0, 1.0]", 'from 0 on'),
+        ("model['decode_head']['loss_decode']['loss_weight'] = -1.0", 'loss_weight must be '),
+        ("model['data_preprocessor']['std'] = [0.0] * 3", 'the first loss is nan, before anything'),
         ("model['decode_head']['loss_decode'].update(class_weight=[1.0, 2.0, 2.0], "
          "avg_non_ignore=True)", "fails on void pixels; set .*reduction='none'"),
         ("for d in (train_dataloader, val_dataloader):\n"
@@ -119,6 +168,12 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
         ("model['decode_head']['ignore_index'] = 11",
          'decode_head.ignore_index is 11, .*seg_pad_val is 255, ignore_index of IoUMetric is 255'),
         ("model['data_preprocessor']['seg_pad_val'] = 0", 'seg_pad_val is 0'),
+        ("train_pipeline.insert(2, dict(type='Pad', size=(64, 64), pad_val=dict(img=0, seg=0)))",
+         r'pipeline.2.pad_val.seg is 0'),
+        (VOID_11 + "model['decode_head']['loss_decode'] = dict(type='TverskyLoss')",
+         'ignore_index of TverskyLoss is 255'),
+        (VOID_11 + "train_pipeline.insert(2, dict(type='RandomRotate', prob=1.0, degree=9))",
+         'padding of RandomRotate is 255'),
         ("val_evaluator = dict(type='IoUMetric', ignore_index=11)", 'IoUMetric is 11'),
         ("train_dataloader['dataset']['ignore_index'] = 11", 'dataset.ignore_index is 11'),
     ],
@@ -139,7 +194,7 @@ def test_what_would_fail_later_or_do_nothing_fails_before_anything_is_written(
         SCHEDULE.format('MultiStepLR', 'milestones=[1]'),
         SCHEDULE.format('LinearLR', 'start_factor=0.1, end=1'),  # a warm-up, then constant
         'param_scheduler = []',
-        "param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='mIoU')]",
+    "param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='mIoU', rule='greater')]",
         "param_scheduler = []\ndefault_hooks['checkpoint']['save_best'] = 'auto'",
         "param_scheduler = []\ndefault_hooks['checkpoint'].update(save_best='mFscore')\n"
         "val_evaluator = dict(type='IoUMetric', iou_metrics=['mFscore'])",
@@ -185,7 +240,22 @@ def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
         (SCHEDULE.format('CosineAnnealingLR', 'T_max=60'), 'least rate at iteration 60, the train'),
         ("default_hooks['checkpoint'].update(interval=9, save_last=False)\nparam_scheduler = []",
          'saves no checkpoint but the best'),
+        ("optim_wrapper['paramwise_cfg'] = dict(custom_keys={'backbon_': dict(lr_mult=0.1)})",
+         "no parameter has 'backbon_' in its name, so that its lr_mult has no effect"),
         ("train_cfg['val_begin'] = 9\nparam_scheduler = []", 'val_begin=9 lies beyond the end, 2'),
+        ("default_hooks['checkpoint'] = dict(type='CheckpointHook', interval=1)",
+         'checkpoint counts epochs, train_cfg iterations: it saves at the end .*by_epoch=False'),
+        ("default_hooks['checkpoint'] = None", 'no checkpoint will be saved'),
+        ("lr_config = dict(policy='poly')", r'lr_config is set in .*py, and nothing reads it'),
+        ("model['decode_head']['num_classes'] = 5", 'num_classes=5, but train_.* has 3 classes'),
+        ("model['decode_head']['loss_decode'] = [dict(type='CrossEntropyLoss'), "
+         "dict(type='DiceLoss', loss_name='dice')]", 'dice is logged and not trained on'),
+        ("model['decode_head']['loss_decode']['loss_weight'] = 0.0", 'the first loss is 0, from'),
+        ("model['data_preprocessor'].update(mean=[0.5] * 3, std=[0.2] * 3)",
+         'mean and std .* look like those of values from 0 to 1, .* multiply both by 255'),
+        ("val_dataloader['dataset']['metainfo'] = dict(classes=('x', 'y', 'z'), palette=palette)",
+         'val_dataloader.dataset calls a class x that is ground in train_dataloader'),
+        ("val_dataloader['dataset']['reduce_zero_label'] = True", 'reduce_zero_label is True in v'),
     ],
 )  # fmt: skip
 def test_what_is_hardly_meant_is_a_warning(check, lines, warning):

@@ -1,0 +1,212 @@
+"""The data sets of a config: built, looked into, and what is wrong with them told."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS
+
+from ssnet_mm.checks import Report, Split, check_lists, check_splits, contact_sheet
+from ssnet_mm.engine.checkpoint import weights_only
+from ssnet_mm.engine.config import config_errors, single_datasets
+from ssnet_mm.engine.meta import is_palette
+from ssnet_mm.errors import UserError, few
+from ssnet_mm.files import write_result
+
+# A data set: where it stands in the config, its own config, and built.
+Located = tuple[str, Mapping[str, Any], Any]
+
+
+def check_data(cfg: Config, loader: str, num_classes: int | None = None) -> list[Located]:
+    """Are the data sets of a data loader there, does the first sample load, do classes suffice?
+
+    Raises:
+        UserError: One of these is not so.
+    """
+    if cfg[loader].get('persistent_workers') and not cfg[loader].get('num_workers'):
+        raise UserError(
+            f'{loader}: persistent_workers need num_workers above 0; without workers set '
+            f'{loader}.persistent_workers=False'
+        )
+    found = []
+    for where, dataset, built in build_datasets(cfg, loader):
+        for finding in check_lists(Split(where, built, num_classes or 0)):
+            if finding.check.severity == 'error':  # it explains a first image that is not there
+                raise UserError(str(finding))
+        info = built.get_data_info(0)
+        for key in ('img_path', 'seg_map_path'):
+            path = info.get(key)
+            if path and '://' not in path and not os.path.isfile(path):
+                raise UserError(
+                    f'{where}: {path} not found, the first {key} listed by {_listing(dataset)}; '
+                    'check data_prefix and the suffixes'
+                )
+        files = ' with '.join(info[key] for key in ('seg_map_path', 'img_path') if info.get(key))
+        with config_errors(f'{where}: its first sample, {files}, does not load'):
+            built[0]
+        classes = built.metainfo.get('classes') or ()
+        _check_meta(classes, built.metainfo.get('palette') or (), where)
+        if num_classes is not None and num_classes < len(classes):
+            raise UserError(
+                f'{where} has {len(classes)} classes, the model {num_classes}; set '
+                f'model.decode_head.num_classes={len(classes)}'
+            )
+        found.append((where, dataset, built))
+    return found
+
+
+def _check_meta(classes: Any, palette: Any, where: str) -> None:
+    """UserError where classes and palette of a data set are not what checkpoints can hold."""
+    if isinstance(classes, str):
+        raise UserError(
+            f'{where}.metainfo.classes is one text, {classes!r}, where a list of names is wanted; '
+            f'of a single class it is ({classes!r},)'
+        )
+    if not all(isinstance(name, str) for name in classes):
+        raise UserError(f'{where}.metainfo.classes must be names in quotes, got {classes[0]!r}')
+    repeated = [name for name, count in Counter(classes).items() if count > 1]
+    if repeated:
+        raise UserError(f'{where}.metainfo.classes has {few(repeated)} twice; name each once')
+    if not is_palette(palette):
+        raise UserError(f'{where}.metainfo.palette must be RGB colours of 0 to 255 for each class')
+
+
+def build_datasets(cfg: Config, loader: str) -> Iterator[Located]:
+    """The data sets of a data loader.
+
+    Raises:
+        UserError: A folder or a list is not there, the config is at fault, or a data set is empty.
+    """
+    with config_errors(f'{loader} of {cfg.filename}'):
+        datasets = list(single_datasets(cfg[loader]['dataset'], f'{loader}.dataset'))
+    for where, dataset in datasets:
+        _check_paths(dataset, where)
+        with config_errors(f'{where} of {cfg.filename}'):
+            try:
+                built = DATASETS.build(copy.deepcopy(dataset))
+                empty = len(built) == 0
+            except ValueError as error:
+                empty = 'at least one array' in str(error)  # from serialising a list of none
+                if not empty:
+                    raise
+        if empty:
+            raise UserError(
+                f'{where} is empty: no image listed by {_listing(dataset)}{_suffixes(dataset)}'
+            )
+        yield where, dataset, built
+
+
+def look_at_data(cfg: Config, datasets: Sequence[Located], *, whole_config: bool) -> Report:
+    """Read every image and mask of data sets, and check them.
+
+    Args:
+        cfg: The config.
+        datasets: From :func:`check_data` or :func:`build_datasets`; one whose config equals an
+            earlier one's is left out.
+        whole_config: Whether these are all that the config has.
+    """
+    splits = []
+    for i, (where, dataset, built) in enumerate(datasets):
+        if all(dataset != other for _, other, _ in datasets[:i]):
+            num_classes, ignore_index = _labels(cfg, where, built)
+            splits.append(Split(where, built, num_classes, ignore_index))
+    return check_splits(splits, whole_config=whole_config)
+
+
+@weights_only()
+def check_whole_data(cfg: Config, sheet: str | os.PathLike[str]) -> tuple[Report, bool]:
+    """Check the data of all data loaders of a config, and draw a contact sheet.
+
+    Args:
+        cfg: The config.
+        sheet: PNG file to write.
+
+    Returns:
+        What was found; and whether there was an image with its mask to draw.
+
+    Raises:
+        UserError: As :func:`build_datasets`, the config has no data loader, or the sheet can't be
+            written.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
+    datasets = [
+        located
+        for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader')
+        if cfg.get(loader)
+        for located in build_datasets(cfg, loader)
+    ]
+    if not datasets:
+        raise UserError(f'{cfg.filename} has no data loader, so there is no data to check')
+    report = look_at_data(cfg, datasets, whole_config=True)
+    drawn = contact_sheet([totals.split for totals in report.totals])
+    if drawn:
+        write_result(sheet, drawn)
+    return report, drawn is not None
+
+
+def _labels(cfg: Config, where: str, dataset: Any) -> tuple[int, int]:
+    """How many classes a data set's labels may name, and the label that doesn't count."""
+    model = cfg.model.get('module', cfg.model)  # inside test-time augmentation's
+    head = model.get('decode_head', {})
+    head = head[-1] if isinstance(head, (list, tuple)) else head
+    num_classes = len(dataset.metainfo.get('classes') or ()) or head.get('num_classes', 256)
+    if head.get('out_channels') == 1 or head.get('num_classes') == 1:
+        num_classes = max(num_classes, 2)  # one channel tells two classes apart
+    evaluator = cfg.get(f'{where.split("_")[0]}_evaluator') or {}
+    parts = head if where.startswith('train') else evaluator
+    parts = parts if isinstance(parts, (list, tuple)) else [parts]
+    ignored = [part.get('ignore_index') for part in parts]
+    return num_classes, next((label for label in ignored if label is not None), 255)
+
+
+def _check_paths(dataset: Mapping[str, Any], where: str) -> None:
+    root = dataset.get('data_root') or ''
+    if dataset.get('backend_args') or '://' in root:
+        return  # not on this machine's disk
+    prefix = dataset.get('data_prefix') or {}
+    folders = {'data_root': root, **{key: os.path.join(root, prefix[key] or '') for key in prefix}}
+    for key, folder in folders.items():
+        if folder and not os.path.isdir(folder):
+            raise UserError(
+                f'data set not found: no folder {folder} ({where}, {key}); {_mend(root, where)}'
+            )
+    if dataset.get('ann_file') and not os.path.exists(_listing(dataset)):
+        raise UserError(
+            f'data set not found: no {_listing(dataset)} ({where}, ann_file); {_mend(root, where)}'
+        )
+    if _listing(dataset).endswith('.txt') and os.path.isfile(_listing(dataset)):
+        try:
+            with open(_listing(dataset), encoding='utf-8') as file:
+                for _ in file:
+                    pass
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f'{_listing(dataset)} is not text in UTF-8 ({where}, ann_file); save it as such'
+            ) from error
+
+
+def _listing(dataset: Mapping[str, Any]) -> str:
+    """Where the names of the images stand: a text file, or the image folder itself."""
+    listing = dataset.get('ann_file') or (dataset.get('data_prefix') or {}).get('img_path') or ''
+    return os.path.join(dataset.get('data_root') or '', listing)
+
+
+def _suffixes(dataset: Mapping[str, Any]) -> str:
+    """What the files of an image folder end in, which may not be ``img_suffix``."""
+    folder = _listing(dataset)
+    if not os.path.isdir(folder):
+        return ''
+    suffixes = {os.path.splitext(name)[1] for name in os.listdir(folder)} - {''}
+    return f', whose files end in {few(sorted(suffixes))}; see to img_suffix' if suffixes else ''
+
+
+def _mend(root: str, where: str) -> str:
+    if 'miniature' in os.path.basename(os.path.normpath(root)):
+        return 'make it with ssnet_mm miniature'
+    return f'put it there, or point to it with --cfg-options {where}.data_root=DIR'

@@ -1,0 +1,313 @@
+"""How long a training goes, and by which rates: what does not end, move or fit together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.optim import ReduceOnPlateauParamScheduler
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmseg.registry import LOOPS, OPTIMIZERS
+
+from ssnet_mm.engine.nested import listed_or_single, plain
+from ssnet_mm.engine.options import arguments
+from ssnet_mm.errors import UserError, few
+
+_ENDLESS = int(1e9)  # mmengine's end of a schedule that has none
+
+
+def check_loop(cfg: Config, num_images: int, num_processes: int) -> list[str]:
+    """Does the training loop end, and does it train at all?
+
+    Args:
+        cfg: A config for training.
+        num_images: In the training data set.
+        num_processes: Among which the images are shared.
+    """
+    length = 'max_epochs' if by_epoch(cfg) else 'max_iters'
+    if _loop(cfg) in (EpochBasedTrainLoop, IterBasedTrainLoop) and length not in cfg.train_cfg:
+        raise UserError(f'train_cfg lacks {length}, the length of the training')
+    loader = cfg.train_dataloader
+    endless = _is_endless(loader)
+    if by_epoch(cfg) and endless and not loader.get('num_batch_per_epoch'):
+        raise UserError(
+            'train_cfg counts epochs, but with the InfiniteSampler of train_dataloader none ends; '
+            'set train_dataloader.sampler.type=DefaultSampler, or use IterBasedTrainLoop'
+        )
+    batch_size = loader.get('batch_size', 1)
+    share = -(-num_images // num_processes)
+    if loader.get('drop_last') and not endless and batch_size > share:
+        raise UserError(
+            f'no iteration to train: {share} images make no train_dataloader.batch_size of '
+            f'{batch_size}, and drop_last leaves out what is less'
+        )
+    total = training_length(cfg)
+    if cfg.train_cfg.get('val_begin', 1) > total and cfg.get('val_cfg'):
+        return [f'train_cfg: val_begin={cfg.train_cfg.val_begin} lies beyond the end, {total}']
+    return []
+
+
+def _is_endless(loader: Mapping[str, Any]) -> bool:
+    return 'Infinite' in str(loader.get('sampler', {}).get('type'))
+
+
+def ends_with_one(cfg: Config, num_images: int) -> bool:
+    """Whether the last batch of an epoch is of one image alone."""
+    loader = cfg.train_dataloader
+    size = loader.get('batch_size', 1)
+    return (
+        size > 1
+        and num_images % size == 1
+        and not loader.get('drop_last')
+        and not _is_endless(loader)
+    )
+
+
+def check_scoring(loader: Mapping[str, Any], where: str, num_images: int) -> None:
+    """Does validation, or the test, end, and does it take every image?"""
+    if _is_endless(loader):
+        raise UserError(
+            f'{where}: with InfiniteSampler it never ends; set sampler.type=DefaultSampler'
+        )
+    left = num_images % loader.get('batch_size', 1)
+    if loader.get('drop_last') and left:
+        raise UserError(
+            f'{where}: drop_last leaves {left} of {num_images} images out of the scores'
+        )
+
+
+def check_saving(cfg: Config) -> list[str]:
+    """Are checkpoints written while a training goes on, and at its end?"""
+    hooks = cfg.get('default_hooks') or {}
+    checkpoint = hooks.get('checkpoint', {})  # mmengine has one where the config has none
+    if checkpoint is None:
+        return ['default_hooks.checkpoint=None: no checkpoint will be saved']
+    interval, total = checkpoint.get('interval', -1), training_length(cfg)
+    if not isinstance(interval, int) or isinstance(interval, bool):
+        raise UserError(
+            f'default_hooks.checkpoint.interval must be a number, got {interval!r}; -1 saves none '
+            'but the last and the best'
+        )
+    counts_epochs, where = bool(checkpoint.get('by_epoch', True)), 'default_hooks.checkpoint'
+    if counts_epochs and not by_epoch(cfg):
+        return [
+            f'{where} counts epochs, train_cfg iterations: it saves at the end of the training '
+            f'alone; set {where}.by_epoch=False'
+        ]
+    never = interval <= 0 or interval > total
+    if counts_epochs == by_epoch(cfg) and never and not checkpoint.get('save_last', True):
+        return [
+            f'{where}: with interval={interval} and save_last=False a training of {total} saves no '
+            'checkpoint but the best'
+        ]
+    return []
+
+
+def by_epoch(cfg: Config) -> bool:
+    """Whether a config's training loop counts epochs, not iterations."""
+    kind = _loop(cfg)
+    return isinstance(kind, type) and issubclass(kind, EpochBasedTrainLoop)
+
+
+def _loop(cfg: Config) -> Any:
+    loop = cfg.train_cfg
+    if 'type' not in loop:
+        return EpochBasedTrainLoop if loop.get('by_epoch', True) else IterBasedTrainLoop
+    return LOOPS.get(loop['type']) if isinstance(loop['type'], str) else loop['type']
+
+
+def training_length(cfg: Config) -> int:
+    """Epochs or iterations, as the loop counts."""
+    return cfg.train_cfg.get('max_epochs' if by_epoch(cfg) else 'max_iters') or _ENDLESS
+
+
+def check_optimizer(cfg: Config) -> None:
+    """Has the optimizer the weight decay that is scaled layer by layer?"""
+    optimizer = cfg.optim_wrapper.get('optimizer') or {}
+    paramwise = cfg.optim_wrapper.get('paramwise_cfg') or {}
+    scaled = [
+        key
+        for key in ('bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult', 'flat_decay_mult')
+        if paramwise.get(key) is not None
+    ]
+    kind = optimizer.get('type')
+    kind = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+    if scaled and isinstance(kind, type) and optimizer.get('weight_decay') is None:
+        takes = 'weight_decay' in arguments(kind)
+        mend = 'optim_wrapper.optimizer.weight_decay=0.0, or ' if takes else ''
+        raise UserError(
+            f'optim_wrapper: paramwise_cfg scales the weight decay ({few(scaled)}), but the '
+            f'optimizer, {kind.__name__}, has no weight_decay; set {mend}'
+            'optim_wrapper.paramwise_cfg=None'
+        )
+    if kind is None and optimizer:
+        raise UserError(
+            f'optim_wrapper.optimizer: {optimizer.get("type")} is not in the optimizer registry; '
+            'check the spelling, and custom_imports if it is your own'
+        )
+
+
+def check_rates(rates: Sequence[float]) -> None:
+    """Can the layers learn at the rates that the optimizer has for them?"""
+    if not all(math.isfinite(rate) for rate in rates):
+        raise UserError(f'optim_wrapper: a learning rate of {max(rates)} is none')
+    if rates and not any(rates):
+        raise UserError('optim_wrapper: every learning rate is 0, so nothing would be learned')
+
+
+def unmatched_layers(cfg: Config, names: Iterable[str]) -> list[str]:
+    """Notes on rates that are set for layers which the model does not have.
+
+    Args:
+        cfg: The config.
+        names: Of the model's parameters.
+    """
+    layers = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
+    names = list(names)
+    return [
+        f'optim_wrapper.paramwise_cfg.custom_keys: no parameter has {layer!r} in its name, so that '
+        'its lr_mult has no effect'
+        for layer, part in layers.items()
+        if part.get('lr_mult', 1) != 1 and not any(layer in name for name in names)
+    ]
+
+
+def check_schedule(
+    cfg: Config, schedulers: Sequence[Any], epoch_length: int, rates: Sequence[float]
+) -> list[str]:
+    """Do the schedules end with the training, and keep to the rates that are set?
+
+    Args:
+        cfg: The config.
+        schedulers: Built.
+        epoch_length: Iterations of an epoch.
+        rates: Of the optimizer's groups of parameters, before the schedules were built.
+    """
+    epochs, length = by_epoch(cfg), training_length(cfg)
+    last = {True: length if epochs else 0, False: length * epoch_length if epochs else length}
+    warnings = []
+    for i, scheduler in enumerate(schedulers):
+        where = f'param_scheduler.{i} ({type(scheduler).__name__})'
+        _check_absolute(scheduler, where, i, rates)
+        if isinstance(scheduler, ReduceOnPlateauParamScheduler):
+            continue
+        if scheduler.by_epoch and not epochs:
+            raise UserError(
+                f'{where} steps by epoch, but train_cfg counts iterations, so it would never step; '
+                f'set param_scheduler.{i}.by_epoch=False'
+            )
+        total = last[scheduler.by_epoch]
+        end = _end(scheduler)
+        unit = 'epoch' if scheduler.by_epoch else 'iteration'
+        if total < end < _ENDLESS:
+            warnings.append(
+                f'{where} ends at {unit} {end}, the training at {total}: the rate does not '
+                f'get to where it leads; {_mend(cfg, i, total)}'
+            )
+        elif type(scheduler).__name__.startswith('CosineAnnealing') and scheduler.T_max != min(
+            scheduler.end, total
+        ) - max(scheduler.begin, 0):
+            warnings.append(
+                f'{where} is at its least rate at {unit} {scheduler.begin + scheduler.T_max}, the '
+                f'training ends at {total}; leave T_max out to have them meet'
+            )
+    decays = [s for s in schedulers if not _is_warmup(s)]
+    if decays and decays == [s for s in decays if hasattr(s, 'end') and s.end < _ENDLESS]:
+        final = max(decays, key=lambda scheduler: scheduler.end)
+        total = last[final.by_epoch]
+        if final.end < total:
+            to_zero = not getattr(final, 'end_factor', getattr(final, 'eta_min', None))
+            rate = 'a rate of 0, which learns nothing' if to_zero else 'the rate where it ended'
+            warnings.append(
+                f'param_scheduler ends at {final.end}, the training at {total}: the rest is '
+                f'trained at {rate}; {_mend(cfg, schedulers.index(final), total)}'
+            )
+    return warnings
+
+
+def _end(scheduler: Any) -> int:
+    """Where a schedule has done all it does."""
+    length = getattr(scheduler, 'step_size', getattr(scheduler, 'total_steps', 0))
+    steps = max(getattr(scheduler, 'milestones', None) or [length])
+    return int(scheduler.begin + steps if steps else scheduler.end)
+
+
+def _is_warmup(scheduler: Any) -> bool:
+    return getattr(scheduler, 'end_factor', None) == 1.0 or 'Constant' in type(scheduler).__name__
+
+
+def _mend(cfg: Config, i: int, total: int) -> str:
+    knob = ', or set max_iters where the config computes both from it' if 'max_iters' in cfg else ''
+    return f'have param_scheduler.{i} end at {total}{knob}'
+
+
+def _check_absolute(scheduler: Any, where: str, i: int, rates: Sequence[float]) -> None:
+    """Would a rate that a schedule gives to all layers take the place of the layers' own?"""
+    if scheduler.param_name != 'lr':
+        return
+    for key in ('eta_min', 'min_value'):
+        least = max(
+            listed_or_single(getattr(scheduler, f'{key}s', getattr(scheduler, key, 0))) or [0]
+        )
+        lower = sorted({rate for rate in rates if rate < (least or 0)})
+        if lower:
+            found = few(f'{rate:g}' for rate in lower)
+            raise UserError(
+                f'{where}: {key}={least:g} is an absolute rate, to which layers with a lower one '
+                f'({found}, as by lr_mult) would rise; set param_scheduler.{i}.{key}=0'
+            )
+    highest = getattr(scheduler, 'eta_max', None)
+    if isinstance(highest, (int, float)) and len(set(rates)) > 1:
+        raise UserError(
+            f'{where}: eta_max={highest:g} is the rate of all layers, and lr_mult has no effect; '
+            f'give param_scheduler.{i}.eta_max one for each group, or use another schedule'
+        )
+
+
+def check_resumed(
+    path: str, checkpoint: Mapping[str, Any], optimizer: Any, schedulers: Sequence[Any], cfg: Config
+) -> list[str]:
+    """Does the config ask for another rate or schedule than the one that resuming goes on with?
+
+    Args:
+        path: The checkpoint that is resumed from.
+        checkpoint: What it holds.
+        optimizer: The config's.
+        schedulers: The config's.
+        cfg: The config.
+    """
+    scaled = (cfg.get('auto_scale_lr') or {}).get('enable')
+    differences = []
+    saved = checkpoint['optimizer'].get('param_groups', [])
+    for theirs, ours in zip(saved, optimizer.param_groups, strict=False):
+        for key in sorted(set(theirs) & set(ours) - {'params'}):
+            # what a schedule changes is compared at its start
+            skipped = f'initial_{key}' in theirs or (scaled and 'lr' in key)
+            if not skipped and plain(theirs[key]) != plain(ours[key]):
+                name = key.removeprefix('initial_')
+                differences.append(f'{name} {theirs[key]} (config: {ours[key]})')
+    states = checkpoint.get('param_schedulers') or []
+    if isinstance(states, (list, tuple)):
+        if len(states) != len(schedulers):
+            differences.append(f'{len(states)} schedules (config: {len(schedulers)})')
+        for i, (state, scheduler) in enumerate(zip(states, schedulers, strict=False)):
+            ours = scheduler.state_dict()
+            for key in ('begin', 'end', 'eta_min', 'power', 'milestones', 'T_max', 'step_size',
+                        'gamma', 'start_factor', 'end_factor', 'factor', 'by_epoch'):  # fmt: skip
+                if plain(state.get(key)) != plain(ours.get(key)):  # one may be of another kind
+                    differences.append(
+                        f'param_scheduler.{i}.{key} {state.get(key)} (config: {ours.get(key)})'
+                    )
+    if differences:
+        raise UserError(
+            f'--resume goes on with the optimizer and schedule of {path}: '
+            f'{few(dict.fromkeys(differences))}; to train its weights by the config, start anew '
+            f'with --cfg-options load_from={path} instead of --resume'
+        )
+    unit = 'epoch' if by_epoch(cfg) else 'iter'
+    done, total = checkpoint['meta'].get(unit), training_length(cfg)
+    if isinstance(done, int) and done >= total:
+        return [f'nothing is left to train: {path} has done {done} of {total} {unit}s']
+    return []
