@@ -60,7 +60,7 @@ def export(
         format: 'onnx', 'openvino' or 'torch-export'.
         precision: 'fp16' keeps half precision where the runtime can compute so, 'bf16' computes in
             bfloat16, 'int8' quantises the network with the value ranges found on the calibration
-            images.
+            images; where that changes it too much, all but its layers at full image size.
         end_to_end: The file takes uint8 images, (N, H, W, 3) in RGB order, and gives uint8 labels,
             (N, H, W); otherwise normalised float images, (N, 3, H, W), to logits at the network's
             own resolution.
@@ -126,7 +126,10 @@ def export(
     try:
         report = _write(model, path, format, processor, size, images, held, check)
     except _Drop:
-        raise
+        if precision != 'int8':
+            raise
+        report = _write(model, path, format, processor, size, images, held, check, True)
+        remark += '; its layers at full image size stay in float: in INT8 it differed too much'
     except UserError as error:
         fixed = _fixed_size(model, processor, size)
         if fixed is None:
@@ -174,9 +177,10 @@ def _write(
     images: Sequence[Pixels],
     held: Sequence[Pixels],
     check: Callable[[Path], dict[str, float]],
+    full_size_in_float: bool = False,
 ) -> Report:
     """Write a file for one size or any, compare it with the model, and give it its name."""
-    network = Network(fuse(model, channels_last=False).cpu(), processor)
+    network = Network(fuse(model, channels_last=False).cpu(), processor, full_size_in_float)
     precision, free = processor.precision, processor.fixed_size is None
     # a folder, since what is written may be several files that know their names
     folder = temporary_name(path).with_suffix('')

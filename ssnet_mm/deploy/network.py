@@ -180,11 +180,15 @@ class Network(nn.Module):
     """What a file holds: a segmentor, fused and on the CPU; end to end all around it too.
 
     In the graph what comes before and after it has the names ``prepare`` and ``finish``.
+    ``full_size_in_float`` is for INT8: its first layers, which see all pixels, are not quantised.
     """
 
-    def __init__(self, model: Any, processor: Processor) -> None:
+    def __init__(
+        self, model: Any, processor: Processor, full_size_in_float: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
+        self.full_size_in_float = full_size_in_float
         for parent in [*model.modules()]:
             for name, part in parent.named_children():
                 if isinstance(part, nn.AdaptiveAvgPool2d):

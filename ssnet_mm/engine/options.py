@@ -179,9 +179,10 @@ def unread_variables(path: str) -> list[str]:
     A child config that sets one of its base's, as ``train_pipeline``, comes too late: the base has
     computed its settings already.
     """
-    own, *bases = [*sources(path)] or [None]
-    if own is None or Config._is_lazy_import(path):
+    files = [*sources(path)]
+    if not files or Config._is_lazy_import(path):
         return []
+    own, *bases = files
     notes = []
     for name in dict.fromkeys(name for _, name in own.assigned):
         if name in READ | set(KNOBS) | {'test_pipeline'} or name in own.read or name[0] == '_':

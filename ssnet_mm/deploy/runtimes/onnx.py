@@ -90,7 +90,7 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
                 SimpleNamespace(get_next=lambda: next(batches, None)),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
-                nodes_to_exclude=_around(model),
+                nodes_to_exclude=in_float(model, network),
                 extra_options={'ActivationSymmetric': False, 'WeightSymmetric': True},
             )
         model = onnx.load(path)
@@ -165,3 +165,19 @@ def _no_graph_printed() -> Iterator[None]:
 def _around(model: Any) -> list[str]:
     """Names of the nodes before and after the network, which keep full precision."""
     return [n.name for n in model.graph.node if n.name.startswith(('/prepare/', '/finish/'))]
+
+
+def in_float(model: Any, network: Any) -> list[str]:
+    """Names of the nodes that INT8 leaves in full precision.
+
+    With ``full_size_in_float`` the convolutions before anything makes the image smaller are among
+    them: a tenth of VGG16's multiply-adds, and most of what 8 bits lose (docs/results.md).
+    """
+    names = _around(model)
+    for node in model.graph.node if network.full_size_in_float else ():
+        strides = [a.ints for a in node.attribute if a.name == 'strides']
+        if strides and max(strides[0]) > 1:
+            break
+        if node.op_type == 'Conv':
+            names.append(node.name)
+    return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import threading
 import xml.parsers.expat
@@ -14,7 +15,7 @@ from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
 from ssnet_mm.errors import UserError, first_line, quiet, require
 
-from .onnx import WEIGHTS, graph, save
+from .onnx import WEIGHTS, graph, in_float, save
 from .session import Session, check_precision, check_weights, digest
 
 
@@ -111,44 +112,26 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
     """Write a file; see :mod:`ssnet_mm.deploy.runtimes`."""
     ov = require('openvino', 'openvino', 'this export')
     processor = network.processor
+    traced = graph(network, size)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, 'graph.onnx')
-        save(graph(network, size), file)
+        save(traced, file)
         model = ov.convert_model(file)
     if processor.precision == 'int8':
-        model = _quantised(model, [processor.batch(image[None]) for image in images])
+        nncf = require('nncf', 'nncf', 'this export')
+        with quiet(logging.getLogger('nncf')):
+            model = nncf.quantize(
+                model,
+                nncf.Dataset([processor.batch(image[None]) for image in images]),
+                subset_size=len(images),
+                ignored_scope=nncf.IgnoredScope(
+                    # a convolution may have parted from its bias
+                    patterns=[f'{re.escape(name)}(/.*)?' for name in in_float(traced, network)],
+                    validate=False,
+                ),
+            )
     model.set_rt_info(processor.to_json(), [KEY])
     for _ in range(2):  # the second time with the digest of what the first one wrote
         ov.save_model(model, path, compress_to_fp16=processor.precision == 'fp16')
         model.set_rt_info(digest(path.with_suffix('.bin')), [WEIGHTS])
 
-
-def _quantised(model: Any, batches: list[Any]) -> Any:
-    """The network in 8 bits, by the value ranges that it has for batches."""
-    nncf = require('nncf', 'nncf', 'this export')
-    with quiet(logging.getLogger('nncf')):
-        return nncf.quantize(
-            model,
-            nncf.Dataset(batches),
-            subset_size=len(batches),
-            ignored_scope=nncf.IgnoredScope(
-                names=_at_full_size(model),
-                patterns=['/prepare/.*', '/finish/.*'],
-                validate=False,
-            ),
-        )
-
-
-def _at_full_size(model: Any) -> list[str]:
-    """Names of the convolutions before anything makes the image smaller.
-
-    They are a tenth of VGG16's multiply-adds, and most of what 8 bits lose (docs/results.md).
-    """
-    names = []
-    for layer in model.get_ordered_ops():
-        kind, steps = layer.get_type_name(), layer.get_attributes().get('strides', ())
-        if kind in ('Convolution', 'GroupConvolution', 'MaxPool', 'AvgPool') and max(steps) > 1:
-            break
-        if kind in ('Convolution', 'GroupConvolution'):
-            names.append(layer.get_friendly_name())
-    return names
