@@ -183,9 +183,7 @@ class Network(nn.Module):
     ``full_size_in_float`` is for INT8: its first layers, which see all pixels, are not quantised.
     """
 
-    def __init__(
-        self, model: Any, processor: Processor, full_size_in_float: bool = False
-    ) -> None:
+    def __init__(self, model: Any, processor: Processor, full_size_in_float: bool = False) -> None:
         super().__init__()
         self.model = model
         self.full_size_in_float = full_size_in_float

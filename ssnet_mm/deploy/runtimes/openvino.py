@@ -134,4 +134,3 @@ def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixe
     for _ in range(2):  # the second time with the digest of what the first one wrote
         ov.save_model(model, path, compress_to_fp16=processor.precision == 'fp16')
         model.set_rt_info(digest(path.with_suffix('.bin')), [WEIGHTS])
-
