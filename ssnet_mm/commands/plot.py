@@ -12,7 +12,9 @@ from ssnet_mm.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('runs', nargs='+', metavar='RUN', help='work directory of a training, or a log')
+    parser.add_argument(
+        'runs', nargs='+', metavar='RUN', help='work directory of a training, or a log'
+    )
     parser.add_argument(
         '--out', default='curves.png', metavar='FILE.png', help='picture to write (%(default)s)'
     )
