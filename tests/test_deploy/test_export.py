@@ -23,6 +23,7 @@ from ssnet_mm.deploy.network import MatrixPool, make_processor
 from ssnet_mm.deploy.processor import Processor
 from ssnet_mm.deploy.runtimes import FORMATS
 from ssnet_mm.deploy.runtimes import onnx as onnx_runtime
+from ssnet_mm.deploy.runtimes import openvino as openvino_runtime
 from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.engine.launch import load_config
 from ssnet_mm.errors import UserError
@@ -133,6 +134,38 @@ def test_lower_precision_is_close_and_smaller(model, tmp_path, format, precision
         marker = b'QuantizeLinear' if format == 'onnx' else b'FakeQuantize'
         assert marker in text or b'"i8"' in text
     assert runner(file).processor.precision == precision
+
+
+@pytest.mark.parametrize('format', ['onnx', 'openvino'])
+def test_int8_that_differs_too_much_keeps_the_first_layers_in_float(
+    model, tmp_path, monkeypatch, format
+):
+    need(format, 'int8')
+    file = tmp_path / f'low{FORMATS[format].suffix}'
+    verdicts = [False, True]
+    monkeypatch.setattr(module.Report, 'passes', lambda *_: verdicts.pop(0))
+    names = []
+    writer = onnx_runtime if format == 'onnx' else openvino_runtime
+
+    def told(*args):
+        names.append([n for n in in_float(*args) if n.endswith('Conv')])
+        return names[-1]
+
+    in_float = writer.in_float
+    monkeypatch.setattr(writer, 'in_float', told)
+    calibration = [*images(2, 48, 64)]
+    report = export(
+        model, file, format, precision='int8', size=(48, 64), calibration=calibration
+    )  # fmt: skip
+    # the layers of the first stage
+    assert names[0] == [] and 0 < len(names[1]) == sum('stages.0' in n for n in names[1])
+    assert 'layers at full image size stay in float' in report.remark and not verdicts
+    monkeypatch.setattr(module.Report, 'passes', lambda *_: False)
+    with pytest.raises(UserError, match='take fp16, or more calibration images'):
+        export(
+            model, tmp_path / f'b{file.suffix}', format, precision='int8', size=(48, 64),
+            calibration=calibration,
+        )  # fmt: skip
 
 
 def test_a_failed_check_writes_no_file_and_keeps_the_old_one(model, tmp_path, monkeypatch):
