@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssnet_mm.engine.config import config_errors, single_datasets
-from ssnet_mm.engine.preflight import check_data
+from ssnet_mm.engine.data import check_data
 from ssnet_mm.errors import UserError
 
 
