@@ -165,7 +165,7 @@ def _check_nested(cfg: Config) -> None:
     for where, node in places:
         known = _MULTIPLES if where.startswith('custom_keys.') else _keys_at(where, node)
         for name in sorted(set(node) - known) if known and isinstance(node, Mapping) else ():
-            meant = difflib.get_close_matches(name, known - set(node), n=1, cutoff=0.8)
+            meant = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             if meant or (where == 'optim_wrapper.paramwise_cfg' and usual):
                 hint = (
                     f'; the setting is {meant[0]}' if meant else f'; it reads {few(sorted(known))}'
@@ -179,7 +179,7 @@ def unread_variables(path: str) -> list[str]:
     A child config that sets one of its base's, as ``train_pipeline``, comes too late: the base has
     computed its settings already.
     """
-    files = [*sources(path)]
+    files = list(sources(path))
     if not files or Config._is_lazy_import(path):
         return []
     own, *bases = files
