@@ -151,7 +151,7 @@ def check_outputs(evaluator: Any, datasets: Iterable[Any]) -> None:
         return
     seen: dict[str, str] = {}
     for dataset in datasets:
-        meta = dataset.metainfo
+        meta = getattr(dataset, 'metainfo', {})
         if len(meta.get('classes') or ()) + bool(meta.get('reduce_zero_label')) > 256:
             raise UserError(
                 'results are written as 8 bits a pixel, which do not tell more than 256 classes '
