@@ -10,6 +10,7 @@ from mmengine.config import ConfigDict
 from PIL import Image
 
 from ssnet_mm.engine import launch, preflight
+from ssnet_mm.engine.data import _labels
 
 NOT_TRAINED_ON = """
 val_dataloader['dataset']['ann_file'] = test_dataloader['dataset']['ann_file'] = 'val.txt'
@@ -187,18 +188,16 @@ for loader in (train_dataloader, val_dataloader, test_dataloader):
 )
 def test_labels_are_those_of_the_config(config, data, changes, where, labels):
     cfg = launch.load_config(config(changes))
-    assert (
-        preflight._labels(cfg, f'{where}_dataloader.dataset', data.split('train').dataset) == labels
-    )
+    assert _labels(cfg, f'{where}_dataloader.dataset', data.split('train').dataset) == labels
 
 
 def test_one_channel_tells_two_classes_apart(config, data):
     data.classes = ('object',)
     cfg = launch.load_config(config("model['decode_head'].update(num_classes=1, out_channels=1)"))
-    assert preflight._labels(cfg, 'train_dataloader.dataset', data.split('train').dataset)[0] == 2
+    assert _labels(cfg, 'train_dataloader.dataset', data.split('train').dataset)[0] == 2
     cfg.model.decode_head = ConfigDict(num_classes=7)
     data.classes = ()
-    assert preflight._labels(cfg, 'train_dataloader.dataset', data.split('train').dataset)[0] == 7
+    assert _labels(cfg, 'train_dataloader.dataset', data.split('train').dataset)[0] == 7
 
 
 def test_torch_is_left_as_it_was(config):

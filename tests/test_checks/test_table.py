@@ -229,6 +229,9 @@ SPOILT = {
     'left out of a folder': (
         lambda d: [d.lists.update(train=''), rename(d.image(3), '3.JPEG')],
         'unlisted-image', '3.JPEG'),
+    'a folder for its list': (
+        lambda d: [d.lists.update(train='lists'), (d.root / 'lists').mkdir()],
+        'folder-for-list', 'lists'),
     'mask without image': (
         lambda d: [d.lists.update(train=''), d.image(3).unlink()], 'mask-alone', '3.png'),
 }  # fmt: skip
