@@ -208,7 +208,6 @@ def _build_schedule(
     if isinstance(optimizer, OptimWrapperDict):
         return optimizer, [], []
     rates = [group['lr'] for group in optimizer.param_groups if 'lr' in group]
-    schedules.check_rates(rates)
     schedulers = []
     for i, scheduler in enumerate(listed_or_single(cfg.get('param_scheduler'))):
         with config_errors(f'param_scheduler.{i} of {cfg.filename}'):

@@ -149,14 +149,6 @@ def check_optimizer(cfg: Config) -> None:
         )
 
 
-def check_rates(rates: Sequence[float]) -> None:
-    """Can the layers learn at the rates that the optimizer has for them?"""
-    if not all(math.isfinite(rate) for rate in rates):
-        raise UserError(f'optim_wrapper: a learning rate of {max(rates)} is none')
-    if rates and not any(rates):
-        raise UserError('optim_wrapper: every learning rate is 0, so nothing would be learned')
-
-
 def unmatched_layers(cfg: Config, names: Iterable[str]) -> list[str]:
     """Notes on rates that are set for layers which the model does not have.
 
@@ -188,6 +180,10 @@ def check_schedule(
     epochs, length = by_epoch(cfg), training_length(cfg)
     last = {True: length if epochs else 0, False: length * epoch_length if epochs else length}
     warnings = []
+    if not all(math.isfinite(rate) for rate in rates):
+        raise UserError(f'optim_wrapper: a learning rate of {max(rates)} is none')
+    if rates and not any(rates):
+        warnings.append('every learning rate is 0, so that nothing will be learned')
     for i, scheduler in enumerate(schedulers):
         where = f'param_scheduler.{i} ({type(scheduler).__name__})'
         _check_absolute(scheduler, where, i, rates)

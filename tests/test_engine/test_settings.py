@@ -109,7 +109,6 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
          r'val_dataloader.dataset has the classes right, left, ground \(3\), train_dataloader'),
         ("train_dataloader['dataset']['ann_file'] = 'JPEGImages'", 'ann_file is a folder'),
         # optimizer and schedule
-        ("optim_wrapper['optimizer']['lr'] = 0.0", 'every learning rate is 0'),
         ("optim_wrapper['optimizer']['lr'] = float('inf')", 'a learning rate of inf is none'),
         ("optim_wrapper['paramwise_cfg'] = dict(bias_lr_mul=2.0)",
          'nothing reads optim_wrapper.paramwise_cfg.bias_lr_mul; the setting is bias_lr_mult'),
@@ -234,6 +233,8 @@ def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
         ('', r'param_scheduler.0 \(PolyLR\) ends at iteration 4, the training at 2'),
         (SCHEDULE.format('PolyLR', 'end=1'), 'ends at 1, the training at 2: .* a rate of 0, which'),
         (SCHEDULE.format('PolyLR', 'end=1, eta_min=1e-3'), 'is trained at the rate where it ended'),
+        ("param_scheduler = []\noptim_wrapper['optimizer']['lr'] = 0.0",
+         'every learning rate is 0, so that nothing will be learned'),
         (SCHEDULE.format('MultiStepLR', 'milestones=[1, 60]'), 'ends at iteration 60, the train'),
         (SCHEDULE.format('StepLR', 'step_size=60'), 'ends at iteration 60'),
         (SCHEDULE.format('LinearLR', 'end_factor=0.1, end=60'), 'ends at iteration 60'),

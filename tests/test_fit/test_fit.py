@@ -153,7 +153,7 @@ def test_a_training_that_stops_early_says_so(tiny_config, tmp_path, monkeypatch)
     hook = (
         "custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU', rule='greater', "
         'min_delta=0.1, patience=2)]\n'
-        "optim_wrapper['optimizer']['lr'] = 1e-12\n"
+        "optim_wrapper['optimizer']['lr'] = 0.0\n"
         'train_cfg.update(max_iters=9, val_interval=1)\n'
         "model['backbone']['norm_cfg'] = dict(type='BN', momentum=0.0)\n"
     )
