@@ -2,7 +2,7 @@
 
 It downloads what the extra [onedl] asks for, which takes gigabytes, so it wants to be told where:
 
-    FRESH_VENV=/tmp/fresh make test-slow ARGS=tests/slow/test_wheel.py
+    FRESH_VENV=DIR make test-slow ARGS=tests/slow/test_wheel.py
 """
 
 import os
