@@ -229,10 +229,10 @@ def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> N
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(OUT_OF_MEMORY) from error
     except (AssertionError, KeyError, TypeError) as error:  # loops, metrics are built only here
-        built = not re.search(r'is not in the \S+ registry|__init__\(\) (got|missing)', str(error))
-        # what hooks assert of their settings when they begin
-        begun = runner.iter > prepared.position[1] or not isinstance(error, AssertionError)
-        if not (built and begun):
+        unbuilt = re.search(r'is not in the \S+ registry|__init__\(\) (got|missing)', str(error))
+        # hooks assert things of their settings when they begin
+        asserted = isinstance(error, AssertionError) and runner.iter <= prepared.position[1]
+        if unbuilt or asserted:
             raise UserError(f'config {cfg.filename}: {describe(error)}') from error
         raise
     barrier()  # a process that leaves early may abort the others

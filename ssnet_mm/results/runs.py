@@ -46,9 +46,8 @@ def read_run(work_dir: str | os.PathLike[str]) -> Run:
         UserError: There is no log, or none that says anything.
     """
     folder = Path(work_dir)
-    logs = sorted(folder.glob('*/vis_data/scalars.json'))  # folders are named by their times
-    if folder.is_file():
-        logs = [folder]
+    # folders are named by their times
+    logs = [folder] if folder.is_file() else sorted(folder.glob('*/vis_data/scalars.json'))
     if not logs:
         raise UserError(
             f'no log of a training in {work_dir}: expected {work_dir}/TIME/vis_data/scalars.json; '

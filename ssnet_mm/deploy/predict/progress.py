@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from datetime import timedelta
-from types import TracebackType
 
 _INTERVAL = 0.1  # seconds between two states of the line
 
@@ -30,12 +29,7 @@ class Progress:
         if time.monotonic() - self.shown >= _INTERVAL:
             self._show('\r')
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.done:
             self._show('\n')
 

@@ -69,11 +69,8 @@ def find_images(
         elif not item.name.startswith('.'):
             others.append(f'{item.relative_to(path)}{"/" if folder else ""}')
     if not images:
-        below = (
-            ''
-            if recursive or not any(name.endswith('/') for name in others)
-            else ('; with recursive the folders below count too')
-        )
+        unsearched = not recursive and any(name.endswith('/') for name in others)
+        below = '; with recursive the folders below count too' if unsearched else ''
         raise UserError(f'no image in {path}; looked for {" ".join(SUFFIXES)}{below}')
     if others:
         say(f'{len(others)} in {path} left out, no images by their names: {few(others)}')
