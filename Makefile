@@ -103,7 +103,7 @@ $(ENV_OPENMMLAB): requirements/openmmlab-build.txt requirements/openmmlab.txt se
 	$(call make_venv,.venv-openmmlab)
 	$(PY_OPENMMLAB) -m pip install -r requirements/openmmlab-build.txt
 	@ls $(WHEELS)/mmcv-*.whl >/dev/null 2>&1 || echo 'Compiling mmcv: about 13 minutes on two cores.'
-	MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=$(CORES) $(PY_OPENMMLAB) -m pip wheel --no-cache-dir --no-deps \
+	CFLAGS="-O1 -g0" MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=$(CORES) $(PY_OPENMMLAB) -m pip wheel --no-cache-dir --no-deps \
 		--no-build-isolation --find-links $(WHEELS) --wheel-dir $(WHEELS) mmcv==2.1.0
 	$(PY_OPENMMLAB) -m pip install --find-links $(WHEELS) -r requirements/openmmlab.txt
 	$(call finish,.venv-openmmlab)

@@ -19,7 +19,7 @@ from ssnet_mm import build_model
 from ssnet_mm.commands import parser_of
 from ssnet_mm.deploy.export import export
 from ssnet_mm.engine.config import build_segmentor, load_config
-from ssnet_mm.engine.options import parse_options
+from ssnet_mm.engine.config.options import parse_options
 from ssnet_mm.own_configs import config_names
 
 ROOT = Path(__file__).parents[1]

@@ -33,7 +33,7 @@ def _pair(word: str) -> str:
 def load_config(args: argparse.Namespace) -> Any:
     """The config that CONFIG and --cfg-options ask for."""
     from ssnet_mm.engine.config import load_config
-    from ssnet_mm.engine.options import parse_options
+    from ssnet_mm.engine.config.options import parse_options
 
     return load_config(args.config, parse_options(args.cfg_options))
 

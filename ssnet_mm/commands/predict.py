@@ -139,7 +139,7 @@ def main(args: argparse.Namespace) -> None:
     if args.checkpoint is not None and format_of(model) is None:
         load_toolbox()
         from ssnet_mm.engine.config import load_config
-        from ssnet_mm.engine.options import parse_options
+        from ssnet_mm.engine.config.options import parse_options
 
         model = load_config(model, parse_options(args.cfg_options))
     scale = args.scale and (args.scale[0] if len(args.scale) == 1 else tuple(args.scale))

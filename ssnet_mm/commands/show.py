@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from ssnet_mm.engine.options import parse_options
+    from ssnet_mm.engine.config.options import parse_options
     from ssnet_mm.visualization import show_predictions
 
     options = parse_options(args.cfg_options)

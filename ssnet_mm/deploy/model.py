@@ -11,7 +11,7 @@ from mmengine.config import Config
 from ssnet_mm.deploy.device import check_device
 from ssnet_mm.engine.checkpoint import load_checkpoint
 from ssnet_mm.engine.config import build_segmentor, config_errors, config_meta, single_datasets
-from ssnet_mm.engine.nested import plain
+from ssnet_mm.engine.config.nested import plain
 
 __all__ = ['check_device', 'load_model', 'ready']
 

@@ -28,8 +28,8 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from ssnet_mm.engine.config.nested import dicts
 from ssnet_mm.engine.meta import check_meta, check_resumable
-from ssnet_mm.engine.nested import dicts
 from ssnet_mm.engine.pickles import RefusedError, check_pickle
 from ssnet_mm.errors import UserError, few, listed, require
 from ssnet_mm.files import named_file

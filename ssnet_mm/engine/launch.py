@@ -23,19 +23,18 @@ from mmseg.registry import RUNNERS
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ssnet_mm.engine import schedules
 from ssnet_mm.engine.checkpoint import check_unmixed, weights_only
 from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
 from ssnet_mm.engine.console import BestHook, introduce, quieten, quieten_current
 from ssnet_mm.engine.disk import full_disk, write_whole
-from ssnet_mm.engine.dry_run import OUT_OF_MEMORY
 from ssnet_mm.engine.guards import GuardHook
 from ssnet_mm.engine.hooks import PlainCheckpointHook
 from ssnet_mm.engine.mixed_precision import AMP_DTYPES as AMP_DTYPES
 from ssnet_mm.engine.mixed_precision import in_mixed_precision
 from ssnet_mm.engine.mixed_precision import use_amp as use_amp
-from ssnet_mm.engine.preflight import Prepared, is_first_process, preflight
+from ssnet_mm.engine.preflight import Prepared, is_first_process, preflight, schedules
+from ssnet_mm.engine.preflight.dry_run import OUT_OF_MEMORY
 from ssnet_mm.engine.repeatable import (
     RepeatableHook,
     ResumedIterator,

@@ -9,8 +9,10 @@ import torch
 from mmengine.config import ConfigDict
 from PIL import Image
 
-from ssnet_mm.engine import launch, preflight
+from ssnet_mm.engine import launch
 from ssnet_mm.engine.data import _labels
+from ssnet_mm.engine.preflight import prepare
+from ssnet_mm.errors import UserError
 
 NOT_TRAINED_ON = """
 val_dataloader['dataset']['ann_file'] = test_dataloader['dataset']['ann_file'] = 'val.txt'
@@ -145,11 +147,11 @@ def test_only_the_first_of_several_processes_looks(config, data, monkeypatch):
     data.change(wrong_value, [1])
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.setenv('RANK', '1')
-    monkeypatch.setattr(preflight, 'dry_run', lambda *_: [])  # it would meet the mask
-    assert preflight.preflight(cfg, 'train').notes == []
+    monkeypatch.setattr(prepare, 'dry_run', lambda *_: [])  # it would meet the mask
+    assert prepare.preflight(cfg, 'train').notes == []
     monkeypatch.setenv('RANK', '0')
-    with pytest.raises(preflight.UserError, match='1.png'):
-        preflight.preflight(cfg, 'train')
+    with pytest.raises(UserError, match='1.png'):
+        prepare.preflight(cfg, 'train')
 
 
 def test_a_list_that_is_not_utf8_is_named(run, config, data, tmp_path):
@@ -204,9 +206,9 @@ def test_torch_is_left_as_it_was(config):
     """The look draws no random numbers: results stay those of a run without it."""
     cfg = launch.load_config(config())
     cfg.work_dir, cfg.launcher = 'work', 'none'
-    looked = preflight.preflight(cfg, 'train')
+    looked = prepare.preflight(cfg, 'train')
     after = torch.get_rng_state(), np.random.get_state()[1].copy()
-    skipped = preflight.preflight(cfg, 'train', skip_data_check=True)
+    skipped = prepare.preflight(cfg, 'train', skip_data_check=True)
     assert torch.equal(looked.random_state, skipped.random_state)
     assert torch.equal(after[0], torch.get_rng_state())
     np.testing.assert_array_equal(after[1], np.random.get_state()[1])

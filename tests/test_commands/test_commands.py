@@ -10,7 +10,7 @@ from PIL import Image
 from ssnet_mm import build_model, weights
 from ssnet_mm.commands import COMMANDS, convert, main, parser_of
 from ssnet_mm.deploy.export import export
-from ssnet_mm.engine.options import parse_options
+from ssnet_mm.engine.config.options import parse_options
 from ssnet_mm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

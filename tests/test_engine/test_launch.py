@@ -10,8 +10,9 @@ from helpers.training import train
 from mmengine.device import get_device
 from mmengine.hooks import Hook
 
-from ssnet_mm.engine import launch, preflight
+from ssnet_mm.engine import launch
 from ssnet_mm.engine.config import single_datasets
+from ssnet_mm.engine.preflight import prepare
 from ssnet_mm.errors import UserError
 
 ON_CPU = get_device() == 'cpu'
@@ -123,7 +124,7 @@ def test_painting_needs_the_visualization_hook(tiny_config):
 
 def test_a_sound_config_passes(tiny_config):
     for mode in ('train', 'test'):
-        preflight.preflight(load(tiny_config()), mode)
+        prepare.preflight(load(tiny_config()), mode)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_what_would_fail_is_said_before(tiny_config, tiny_data, monkeypatch, cha
     (tiny_data / 'JPEGImages' / 'broken.jpg').write_text('no image')
     (tiny_data / 'SegmentationClass' / 'broken.png').write_text('no image')
     with pytest.raises(UserError, match=message):
-        preflight.preflight(load(tiny_config(), **changes), 'train')
+        prepare.preflight(load(tiny_config(), **changes), 'train')
 
 
 def test_data_sets_inside_wrappers_are_found():
@@ -184,27 +185,27 @@ def test_data_sets_inside_wrappers_are_found():
 @pytest.mark.skipif(not ON_CPU, reason='needs a machine without an accelerator')
 def test_cuda_where_there_is_none(tiny_config, monkeypatch):
     cfg = load(tiny_config(), **{'optim_wrapper.type': 'AmpOptimWrapper'})
-    preflight.check_machine(cfg, 'test')
+    prepare.check_machine(cfg, 'test')
     with pytest.raises(UserError, match='AmpOptimWrapper .* needs CUDA, and torch finds none'):
-        preflight.check_machine(cfg, 'train')
+        prepare.check_machine(cfg, 'train')
     monkeypatch.setenv('RANK', '0')
     cfg = load(tiny_config(), launcher='pytorch')
-    preflight.check_machine(cfg, 'train')  # gloo
+    prepare.check_machine(cfg, 'train')  # gloo
     cfg.env_cfg.dist_cfg.backend = 'nccl'
     with pytest.raises(UserError, match='backend nccl needs CUDA.*env_cfg.dist_cfg.backend=gloo'):
-        preflight.check_machine(cfg, 'train')
+        prepare.check_machine(cfg, 'train')
 
 
 def test_more_processes_than_gpus(tiny_config, monkeypatch):
-    monkeypatch.setattr(preflight, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(prepare, 'get_device', lambda: 'cuda')
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setenv('RANK', '2')
     cfg = load(tiny_config(), launcher='pytorch')
     monkeypatch.setenv('LOCAL_RANK', '1')
-    preflight.check_machine(cfg, 'train')
+    prepare.check_machine(cfg, 'train')
     monkeypatch.setenv('LOCAL_RANK', '2')
     with pytest.raises(UserError, match='more processes than GPUs: torch finds 2'):
-        preflight.check_machine(cfg, 'train')
+        prepare.check_machine(cfg, 'train')
 
 
 def test_a_mistake_that_only_running_showed_is_one_line(tiny_config, tmp_path):

@@ -8,8 +8,9 @@ import torch
 from mmengine.hooks import Hook
 from PIL import Image
 
-from ssnet_mm.engine import launch, preflight
-from ssnet_mm.engine.dry_run import build_evaluator, dry_run
+from ssnet_mm.engine import launch
+from ssnet_mm.engine.preflight import prepare
+from ssnet_mm.engine.preflight.dry_run import build_evaluator, dry_run
 from ssnet_mm.errors import UserError
 
 TWO = """
@@ -40,7 +41,7 @@ def check(tiny_config, tmp_path, monkeypatch):
         config = tiny_config(lines)
         before = set(tmp_path.rglob('*'))
         try:
-            return preflight.preflight(load(config, **changes), mode, skip_data_check=True).notes
+            return prepare.preflight(load(config, **changes), mode, skip_data_check=True).notes
         finally:
             assert set(tmp_path.rglob('*')) == before
 
@@ -268,7 +269,7 @@ def test_class_weights_of_another_data_set_are_not_inherited(tiny_config, tmp_pa
         "model['decode_head']['loss_decode'].update(class_weight=[1.0, 2, 2], reduction='none')"
     )
     base = tiny_config(weights)
-    preflight.preflight(load(base), 'train')
+    prepare.preflight(load(base), 'train')
     child = tmp_path / 'child.py'
     child.write_text(
         f"_base_ = '{base}'\nown = dict(classes=('a', 'b', 'c'), palette=[[0] * 3] * 3)\n"
@@ -276,14 +277,14 @@ def test_class_weights_of_another_data_set_are_not_inherited(tiny_config, tmp_pa
         'test_dataloader = train_dataloader\n'
     )
     with pytest.raises(UserError, match='class_weight is inherited from .*made for the classes gr'):
-        preflight.preflight(load(str(child)), 'train')
+        prepare.preflight(load(str(child)), 'train')
     weight = 'model.decode_head.loss_decode.class_weight'
     for own in ([1.0, 1.0, 3.0], None):
-        preflight.preflight(load(str(child), **{weight: own}), 'train')
+        prepare.preflight(load(str(child), **{weight: own}), 'train')
 
 
 def test_pretrained_weights_load_whole_or_not_at_all(check, tiny_config, tmp_path):
-    model = preflight.preflight(load(tiny_config()), 'train').model
+    model = prepare.preflight(load(tiny_config()), 'train').model
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'whole.pth')
     part = {k: v for k, v in model.state_dict().items() if 'stage5' not in k}
     torch.save({'state_dict': part}, tmp_path / 'part.pth')
@@ -311,7 +312,7 @@ def test_a_seeded_training_is_bit_for_bit_what_it_is_without_the_trial(
     kept = []
     for trial in (True, False):
         if not trial:
-            monkeypatch.setattr(preflight, 'dry_run', lambda *args: [])
+            monkeypatch.setattr(prepare, 'dry_run', lambda *args: [])
         work = tmp_path / f'{trial}'
         launch.run(load(tiny_config(lines), work_dir=str(work)), 'train')
         kept.append(torch.load(work / 'iter_2.pth', weights_only=True))
@@ -324,7 +325,7 @@ def test_a_seeded_training_is_bit_for_bit_what_it_is_without_the_trial(
 def test_the_trial_leaves_model_and_random_numbers_alone(tiny_config):
     lines = "train_pipeline.insert(3, dict(type='PhotoMetricDistortion'))\n"
     cfg = load(tiny_config(lines))
-    prepared = preflight.preflight(cfg, 'train')
+    prepared = prepare.preflight(cfg, 'train')
     before = {key: value.clone() for key, value in prepared.model.state_dict().items()}
     (_, train_set), (_, val_set) = prepared.datasets
     datasets = dict(train_dataloader=train_set, val_dataloader=val_set)
@@ -374,7 +375,7 @@ def test_resuming_with_another_rate_or_schedule_is_refused(tiny_config, tmp_path
     assert set(tmp_path.rglob('*')) == before
     launch.run(load(config, **longer), 'train')  # the schedule it was started with
     assert (tmp_path / 'w' / 'iter_4.pth').is_file()
-    done = preflight.preflight(load(config, **longer), 'train', skip_data_check=True).notes
+    done = prepare.preflight(load(config, **longer), 'train', skip_data_check=True).notes
     assert any('nothing is left to train' in warning for warning in done)
 
 

@@ -18,8 +18,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
-from ssnet_mm.engine.config_files import sources
-from ssnet_mm.engine.options import apply_options
+from ssnet_mm.engine.config.files import sources
+from ssnet_mm.engine.config.options import apply_options
 from ssnet_mm.errors import UserError
 from ssnet_mm.own_configs import configs_folder, find_config
 
@@ -28,7 +28,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config, a file or one of ours by its name, and set ``--cfg-options`` in it.
 
     Variables of config files may be set too: ``max_iters=200`` makes the schedule, the validation
-    and the checkpoints of our configs follow. See :mod:`ssnet_mm.engine.options`.
+    and the checkpoints of our configs follow. See :mod:`ssnet_mm.engine.config.options`.
 
     Raises:
         UserError: The file is missing or fails, or an option contradicts its structure or would

@@ -1,4 +1,4 @@
-"""What can be known to fail before a Runner exists, and so before anything is written."""
+"""The order in which a config is looked at, and what is built on the way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import set_random_seed
 from torch import Tensor, nn
 
-from ssnet_mm.engine import schedules, settings
 from ssnet_mm.engine.checkpoint import (
     check_classes,
     find_checkpoint,
@@ -27,12 +26,13 @@ from ssnet_mm.engine.checkpoint import (
     weights_of,
 )
 from ssnet_mm.engine.config import build_segmentor, config_errors
+from ssnet_mm.engine.config.nested import listed_or_single
+from ssnet_mm.engine.config.options import unread_variables
 from ssnet_mm.engine.data import Located, check_data, look_at_data
-from ssnet_mm.engine.dry_run import build_evaluator, dry_run, undisturbed, whole_dataset
 from ssnet_mm.engine.metrics import check_outputs
-from ssnet_mm.engine.nested import listed_or_single
-from ssnet_mm.engine.options import unread_variables
-from ssnet_mm.engine.pipelines import check_pipelines
+from ssnet_mm.engine.preflight import network, schedules, settings
+from ssnet_mm.engine.preflight.dry_run import build_evaluator, dry_run, undisturbed, whole_dataset
+from ssnet_mm.engine.preflight.pipelines import check_pipelines
 from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.errors import UserError
 
@@ -77,11 +77,11 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     settings.check_arguments(cfg, mode)
     settings.check_sliding(cfg)
     model, random_state = _build_seeded(cfg)
-    settings.check_classes(model)
+    network.check_classes(model)
     datasets: list[Located] = []
     whole, notes = {}, unread_variables(str(cfg.filename))
     if mode == 'train':
-        notes += settings.check_losses(model, cfg)
+        notes += network.check_losses(model, cfg)
     num_classes = getattr(getattr(model, 'module', model), 'num_classes', None)
     loaders = ['train_dataloader', 'val_dataloader'] if mode == 'train' else ['test_dataloader']
     for loader in loaders:
@@ -95,7 +95,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
                     raise UserError(f'{loader}.dataset of {cfg.filename} gives no image at all')
             if not loader.startswith('train'):
                 schedules.check_scoring(cfg[loader], loader, len(whole[loader]))
-    notes += settings.check_meaning(datasets, num_classes)
+    notes += network.check_meaning(datasets, num_classes)
     with undisturbed():
         notes += check_pipelines(datasets)
     if mode == 'train':
@@ -125,7 +125,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     if mode == 'test':
         check_outputs(cfg.get('test_evaluator'), [built for *_, built in datasets])
     evaluator = build_evaluator(cfg, mode)
-    settings.check_ignore_index(model, datasets, evaluator.metrics if evaluator else [])
+    network.check_ignore_index(model, datasets, evaluator.metrics if evaluator else [])
     if not skip_data_check and is_first_process(cfg):
         notes += _look_at_data(cfg, datasets)
     for dataset in whole.values():

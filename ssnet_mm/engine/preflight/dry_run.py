@@ -32,10 +32,10 @@ from mmseg.registry import DATASETS, PARAM_SCHEDULERS
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ssnet_mm.engine import schedules, settings
 from ssnet_mm.engine.config import config_errors
+from ssnet_mm.engine.config.nested import listed_or_single
 from ssnet_mm.engine.guards import check_predictions, check_training_batch
-from ssnet_mm.engine.nested import listed_or_single
+from ssnet_mm.engine.preflight import network, schedules, settings
 from ssnet_mm.errors import UserError
 
 OUT_OF_MEMORY = (
@@ -72,7 +72,7 @@ def dry_run(
         stage = 'val' if mode == 'train' else 'test'
         trial = copy.deepcopy(model)
         if mode == 'train':
-            settings.check_pretrained(trial)
+            network.check_pretrained(trial)
         if get_device() != 'cpu' or cfg.get('launcher', 'none') != 'none':
             trial = revert_sync_batchnorm(trial)  # it needs the processes that do not exist yet
         trial = trial.to(get_device())
@@ -109,7 +109,7 @@ def _train(model: Any, loader: DataLoader, optimizer: Any) -> list[str]:
     # batch norm needs two values a channel, of maps that may be of one pixel
     batch = _batch(loader, min(2, loader.batch_size or 2))
     check_training_batch(model, batch)
-    found = settings.check_normalisation(model.data_preprocessor, batch)
+    found = network.check_normalisation(model.data_preprocessor, batch)
     loss = float(model.train_step(batch, optimizer).get('loss', 1.0))
     if not math.isfinite(loss):
         raise UserError(

@@ -11,8 +11,8 @@ from mmengine.optim import ReduceOnPlateauParamScheduler
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmseg.registry import LOOPS, OPTIMIZERS
 
-from ssnet_mm.engine.nested import listed_or_single, plain
-from ssnet_mm.engine.options import arguments
+from ssnet_mm.engine.config.nested import listed_or_single, plain
+from ssnet_mm.engine.config.options import arguments
 from ssnet_mm.errors import UserError, few
 
 _ENDLESS = int(1e9)  # mmengine's end of a schedule that has none

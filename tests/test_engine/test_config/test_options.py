@@ -5,11 +5,11 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, EMAHook, LoggerHook
 
 from ssnet_mm.engine.config import load_config
-from ssnet_mm.engine.nested import plain
-from ssnet_mm.engine.options import READ, hands_on, unread_variables
+from ssnet_mm.engine.config.nested import plain
+from ssnet_mm.engine.config.options import READ, hands_on, unread_variables
 from ssnet_mm.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[2] / 'configs').glob('*.py'))
+CONFIGS = sorted((Path(__file__).parents[3] / 'configs').glob('*.py'))
 VOC = str(CONFIGS[0].parent / 'fastfcn8_voc.py')
 
 

@@ -6,7 +6,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from mmseg.registry import TRANSFORMS
 
-from ssnet_mm.engine.pipelines import check_pipelines, effect_of
+from ssnet_mm.engine.preflight.pipelines import check_pipelines, effect_of
 from ssnet_mm.errors import UserError
 
 FLIP = dict(type='RandomFlip', prob=0.5)

@@ -21,8 +21,8 @@ from mmengine.registry import Registry
 from mmengine.runner import Runner, set_random_seed
 from torch.utils.data import DataLoader
 
-from ssnet_mm.engine.config_files import sources, with_variables
-from ssnet_mm.engine.nested import dicts, plain, walk
+from ssnet_mm.engine.config.files import sources, with_variables
+from ssnet_mm.engine.config.nested import dicts, plain, walk
 from ssnet_mm.errors import UserError, few
 
 # The variables of our configs that a child config, or an option, may set alone: its base files then

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from ssnet_mm.engine.nested import plain
+from ssnet_mm.engine.config.nested import plain
 
 
 class Source(NamedTuple):

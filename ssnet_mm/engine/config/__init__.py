@@ -1,0 +1,16 @@
+"""Config files: read, changed by options, looked into, and turned into models."""
+
+from ssnet_mm.engine.config.load import (
+    build_segmentor,
+    config_errors,
+    config_meta,
+    describe,
+    load_config,
+    single_datasets,
+    swaps_channels,
+)
+
+__all__ = [
+    'build_segmentor', 'config_errors', 'config_meta', 'describe', 'load_config',
+    'single_datasets', 'swaps_channels',
+]  # fmt: skip
