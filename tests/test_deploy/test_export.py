@@ -322,10 +322,11 @@ def test_a_layer_that_can_not_be_exported_is_one_line(model, tmp_path, capfd):
 
 
 @pytest.mark.skipif(not OLD_TORCH, reason='this torch exports any size')
-def test_a_file_tied_to_its_size_is_not_written(model, tmp_path):
-    with pytest.raises(UserError, match='not written: it does not run at other sizes'):
-        export(model, tmp_path / 'a.pt2', 'torch-export', size=(64, 96))
-    assert not list(tmp_path.iterdir())
+def test_a_file_tied_to_its_size_says_so(model, tmp_path):
+    report = export(model, tmp_path / 'a.pt2', 'torch-export', size=(64, 96))
+    assert 'the file takes 64x96 pixels alone' in str(report)
+    with pytest.raises(UserError, match='64x96'):
+        Segmenter(tmp_path / 'a.pt2')(np.zeros((80, 80, 3), np.uint8))
 
 
 def test_a_missing_package_is_named(model, tmp_path, monkeypatch):

@@ -169,8 +169,13 @@ class TorchSession:
                 f'an image of {image.shape[2]} bands, the network takes {self.bands[0]}; see '
                 'color_type of LoadImageFromFile in the test pipeline'
             )
-        # a single band has no axis of its own where OpenCV reads it
-        return self.pipeline({'img': _swapped(image) if image.shape[2] > 1 else image[..., 0]})
+        if image.shape[2] == 1:  # has no axis of its own where OpenCV reads it
+            image = image[..., 0]
+        elif image.shape[2] == 3 and [t['type'] for t in self.transforms] == ['PackSegInputs']:
+            image = image[..., ::-1]  # which it copies anyway, and a large image once less so
+        else:
+            image = _swapped(image)
+        return self.pipeline({'img': image})
 
 
 def _probabilities(result: Any) -> torch.Tensor:
