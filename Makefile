@@ -18,10 +18,14 @@ CORES = $(shell getconf _NPROCESSORS_ONLN)
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/fastfcn8_miniature.py
 
+SLIM := fastfcn8_slim_camvid
+CHECKPOINT ?= work_dirs/$(SLIM)_distill/iter_1500.pth
+RELEASE := work_dirs/$(SLIM).safetensors
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-page test test-slow test-openmmlab lint format clean
+.PHONY: help env demo demo-page release test test-slow test-openmmlab lint format clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -41,9 +45,17 @@ demo: $(ENV) ## draw a small data set, train FastFCN8 on it, test it, leave a pi
 		awk '{printf "mIoU of FastFCN8 on the validation images of the miniature: %.1f %%\n", $$1}'
 	@echo 'image, truth and prediction side by side: $(DEMO)/demo.png'
 
-demo-page: $(ENV) ## its network as a web page, work_dirs/demo/demo.html; npm fetches the runtime once
-	@test -f $(DEMO)/last_checkpoint || { echo 'error: there is no network yet: run make demo first' >&2; exit 1; }
-	$(PY) tools/export.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --format html --out $(DEMO)/demo.html
+demo-page: $(ENV) ## a web page, work_dirs/demo/demo.html, of the released network or the demo's; npm fetches the runtime once
+	@test -f $(RELEASE) || test -f $(DEMO)/last_checkpoint || \
+		{ echo 'error: there is no network yet: run make demo first' >&2; exit 1; }
+	if test -f $(RELEASE); then set -- configs/$(SLIM).py $(RELEASE); \
+		else set -- $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)"; fi; \
+	$(PY) tools/export.py "$$@" --format html --out $(DEMO)/demo.html
+
+release: $(ENV) ## of a trained FastFCN8 slim, CHECKPOINT=FILE: weights to hand on, tested, with a model card
+	$(PY) tools/test.py configs/$(SLIM).py $(CHECKPOINT) --work-dir work_dirs/release --report work_dirs/release
+	$(PY) tools/convert_weights.py $(CHECKPOINT) $(RELEASE) --config configs/$(SLIM).py \
+		--card work_dirs/release/report.json --overwrite
 
 test: $(ENV) ## run the tests
 	$(PY) -m pytest $(ARGS)

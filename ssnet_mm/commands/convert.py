@@ -75,6 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=INPUTS,
         help="the images that the weights expect, where they are not the source's usual ones",
     )
+    parser.add_argument(
+        '--card',
+        metavar='REPORT',
+        help='with --config: write a model card beside DEST (.md), from the report.json that test '
+        '--report wrote of FILE',
+    )
     parser.add_argument('--overwrite', action='store_true', help='replace DEST')
 
 
@@ -92,6 +98,7 @@ def main(args: argparse.Namespace) -> None:
         bn_batches=args.bn_batches,
         skip=args.skip,
         input=args.input,
+        scores=args.card,
         overwrite=args.overwrite,
     )
     print(conversion.account())

@@ -1,6 +1,7 @@
 """Segment images or a video with a checkpoint or an exported model.
 
-CONFIG CHECKPOINT SOURCE runs a checkpoint, MODEL SOURCE an exported file (.onnx, .xml, .pt2).
+CONFIG CHECKPOINT SOURCE runs a checkpoint, MODEL SOURCE an exported file (.onnx, .xml, .pt2) or
+weights that name their config, as convert --config writes them.
 SOURCE is an image, a folder of images, - (paths on standard input, one a line), a video, or a
 camera's number. Images get a colour overlay, an index PNG and a row of areas.csv, videos and
 cameras an overlay video.
@@ -26,7 +27,11 @@ from ssnet_mm.malloc import keep_freed_memory
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument('model', metavar='CONFIG|MODEL', help='config, or an exported model')
+    parser.add_argument(
+        'model',
+        metavar='CONFIG|MODEL',
+        help='config, exported model, or weights that name one of ours',
+    )
     parser.add_argument(
         'checkpoint', nargs='?', type=named_file, help='for a config; every weight must fit'
     )
@@ -136,11 +141,15 @@ def main(args: argparse.Namespace) -> None:
     if not video:
         images = predict.find_images(args.source, recursive=args.recursive, leave_out=args.out_dir)
     model = args.model
-    if args.checkpoint is not None and format_of(model) is None:
+    weights = args.checkpoint is None and model.endswith(('.safetensors', '.pth'))
+    if weights or (args.checkpoint is not None and format_of(model) is None):
         load_toolbox()
+        from ssnet_mm.deploy.model import config_of
         from ssnet_mm.engine.config import load_config
         from ssnet_mm.engine.config.options import parse_options
 
+        if weights:
+            model, args.checkpoint = config_of(model), model
         model = load_config(model, parse_options(args.cfg_options))
     scale = args.scale and (args.scale[0] if len(args.scale) == 1 else tuple(args.scale))
     segment = Segmenter(

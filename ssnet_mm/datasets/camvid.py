@@ -48,6 +48,11 @@ class CamVidDataset(BaseSegDataset):
     """
 
     METAINFO = dict(classes=tuple(COLOURS), palette=list(COLOURS.values()))
+    # for the cards of weights
+    LICENCE = (
+        'CamVid (Brostow, Fauqueur and Cipolla, Pattern Recognition Letters 30, 2009): for '
+        'research use.'
+    )
 
     def __init__(
         self,

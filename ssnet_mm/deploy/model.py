@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +10,22 @@ from typing import Any
 from mmengine.config import Config
 
 from ssnet_mm.deploy.device import check_device
-from ssnet_mm.engine.checkpoint import load_checkpoint
-from ssnet_mm.engine.config import build_segmentor, config_errors, config_meta, single_datasets
+from ssnet_mm.engine.checkpoint import load_checkpoint, read_checkpoint
+from ssnet_mm.engine.config import (
+    build_segmentor,
+    config_errors,
+    config_meta,
+    config_of_weights,
+    single_datasets,
+)
 from ssnet_mm.engine.config.nested import plain
 
-__all__ = ['check_device', 'load_model', 'ready']
+__all__ = ['check_device', 'config_of', 'load_model', 'ready']
+
+
+def config_of(path: str | os.PathLike[str]) -> str:
+    """The config of ours that a file of weights names; UserError if it names none."""
+    return config_of_weights(path, read_checkpoint(os.fspath(path)))
 
 
 def load_model(cfg: Config, checkpoint: str, device: str) -> Any:

@@ -24,6 +24,7 @@ from ssnet_mm.errors import UserError, first_line
 from ssnet_mm.limits import MAX_PIXELS
 
 _ROWS = 256  # painted at once
+_WEIGHTS = ('.safetensors', '.pth')
 
 
 class Segmenter:
@@ -34,7 +35,8 @@ class Segmenter:
 
     Args:
         model: A config (a file, or mmengine's ``Config``), or what ``tools/export.py`` wrote:
-            ``.onnx`` (run by ONNX Runtime), ``.xml`` (OpenVINO) or ``.pt2`` (torch); or a session,
+            ``.onnx`` (run by ONNX Runtime), ``.xml`` (OpenVINO) or ``.pt2`` (torch); or weights
+            that name a config of ours, as ``ssnet_mm convert --config`` writes them; or a session,
             such as a ``TorchSession`` around a model that is loaded already.
         checkpoint: For a config: the weights, which must fit the model.
         device: ``'cpu'``, ``'cuda:0'`` or what else the runtime knows. The default is CUDA where
@@ -282,9 +284,14 @@ def _session(
         if not fuse:
             raise UserError(f'{path} is fused already; only a config runs unfused')
         return runtimes.load(path, device, threads, precision, trust)
-    if path and path.suffix != '.py':
+    if path and path.suffix in _WEIGHTS and checkpoint is None:
+        from ssnet_mm.deploy.model import config_of
+
+        model, checkpoint = config_of(path), path
+    elif path and path.suffix != '.py':
         raise UserError(
-            f'{path} is no model: expected a config (.py) or a file {runtimes.SUFFIXES}'
+            f'{path} is no model: expected a config (.py), weights that convert wrote for one '
+            f'of ours, or a file {runtimes.SUFFIXES}'
         )
     from ssnet_mm.deploy.runtimes import eager  # needs the toolbox
 

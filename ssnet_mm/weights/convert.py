@@ -11,17 +11,25 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmseg.registry import DATASETS
 from torch import Tensor
 
 from ssnet_mm.constants import BN_EPS
 from ssnet_mm.engine.checkpoint import weights_only
-from ssnet_mm.engine.config import build_segmentor, config_errors, config_meta
+from ssnet_mm.engine.config import (
+    build_segmentor,
+    config_errors,
+    config_meta,
+    name_of_ours,
+    single_datasets,
+)
 from ssnet_mm.engine.hooks import to_plain
 from ssnet_mm.errors import UserError, quiet
 from ssnet_mm.files import write_result
 from ssnet_mm.version import __version__
 
 from .batch_norm import estimate_bn, unlabelled_loader
+from .card import model_card, read_scores
 from .conversion import Conversion, with_bn_eps
 from .formats.checkpoints import write_safetensors
 from .initializer import load_foreign, load_into, named
@@ -45,6 +53,7 @@ def convert_weights(
     bn_batches: int = 0,
     skip: Sequence[str] = (),
     input: str | None = None,
+    scores: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Convert a file of weights into a checkpoint that mmseg's tools load.
@@ -66,7 +75,9 @@ def convert_weights(
             :func:`ssnet_mm.weights.layerwise.fitted`.
         skip: Beginnings of names that stay as the net is built.
         input: The images that the weights expect, as of :func:`ssnet_mm.weights.load_foreign`.
-        overwrite: Whether ``dest`` may be replaced.
+        scores: ``report.json`` of the file's test, for a model card beside ``dest``; only with a
+            ``cfg`` that is one of ours.
+        overwrite: Whether ``dest``, and its card, may be replaced.
 
     Returns:
         The account of what was used, left and made anew.
@@ -86,6 +97,15 @@ def convert_weights(
             "num_classes and bn_eps are the config's where one is given; change them there, as in "
             'model.decode_head.num_classes=N'
         )
+    name = name_of_ours(cfg) if cfg is not None else None
+    card = dest.with_suffix('.md')
+    tested: dict[str, Any] = {}
+    if scores is not None:
+        if name is None:
+            raise UserError('a card is of the network of one of our configs; give that as config')
+        if card.exists() and not overwrite:
+            raise UserError(f'{card} is there already; choose another name, or set overwrite')
+        tested = read_scores(scores, path)
     conversion = load_foreign(path, source, input=input)
     meta: dict[str, Any] = dict(ssnet_mm_version=__version__, source=conversion.source)
     state: dict[str, Tensor]
@@ -115,8 +135,19 @@ def convert_weights(
             estimate_bn(model, loader, bn_batches)
         state = model.state_dict()
         meta['dataset_meta'] = config_meta(cfg)
+        if name is not None:
+            meta['config'] = name
     _write(dest, state, to_plain(meta))
+    if cfg is not None and name is not None and tested:
+        text = model_card(dest, name, state, tested, _licence(cfg))
+        write_result(card, text.encode())
     return conversion
+
+
+def _licence(cfg: Config) -> str:
+    """What a config's data set says of its use."""
+    _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
+    return str(getattr(DATASETS.get(dataset['type']), 'LICENCE', ''))
 
 
 def _write(dest: Path, state: dict[str, Tensor], meta: dict[str, Any]) -> None:

@@ -4,13 +4,15 @@ from ssnet_mm.engine.config.load import (
     build_segmentor,
     config_errors,
     config_meta,
+    config_of_weights,
     describe,
     load_config,
+    name_of_ours,
     single_datasets,
     swaps_channels,
 )
 
 __all__ = [
-    'build_segmentor', 'config_errors', 'config_meta', 'describe', 'load_config',
-    'single_datasets', 'swaps_channels',
+    'build_segmentor', 'config_errors', 'config_meta', 'config_of_weights', 'describe',
+    'load_config', 'name_of_ours', 'single_datasets', 'swaps_channels',
 ]  # fmt: skip

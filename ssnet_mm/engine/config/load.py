@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +20,10 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
 from ssnet_mm.engine.config.files import sources
+from ssnet_mm.engine.config.nested import plain
 from ssnet_mm.engine.config.options import apply_options
 from ssnet_mm.errors import UserError
-from ssnet_mm.own_configs import configs_folder, find_config
+from ssnet_mm.own_configs import config_names, configs_folder, find_config
 
 
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
@@ -157,6 +159,34 @@ def config_meta(cfg: Config) -> dict[str, Any]:
         **getattr(known, 'METAINFO', {}),
         **dataset.get('metainfo', {}),
     }
+
+
+def name_of_ours(cfg: Config) -> str | None:
+    """The config of this package that has the network and the test pipeline of a config."""
+    name = Path(str(cfg.filename)).stem
+    if name not in config_names() or find_config(name) != str(Path(str(cfg.filename)).resolve()):
+        return None
+    ours = load_config(name)
+    alike = all(plain(ours.get(k)) == plain(cfg.get(k)) for k in ('model', 'test_pipeline'))
+    return name if alike else None
+
+
+def config_of_weights(path: str | os.PathLike[str], checkpoint: Mapping[str, Any]) -> str:
+    """The name of our config that weights say they are of.
+
+    A name alone is taken: a whole config from a file could run any code.
+
+    Raises:
+        UserError: They name none.
+    """
+    meta = checkpoint.get('meta')
+    name = meta.get('config') if isinstance(meta, Mapping) else None
+    if name not in config_names():
+        raise UserError(
+            f'{os.fspath(path)} names no config of ssnet_mm; give its config too, and this as the '
+            'checkpoint'
+        )
+    return str(name)
 
 
 def swaps_channels(preprocessor: Any) -> bool:
