@@ -60,6 +60,7 @@ _NOISE = (
     'Fail to import ``MultiScaleDeformableAttention``',
     'Default ``avg_non_ignore`` is False',
     '`torch.jit.script_method` is deprecated',
+    'For binary segmentation, we suggest using',
     'The draw is False, it means that the hook for visualization',
 )
 

@@ -71,6 +71,7 @@ class TorchSession:
                 image.load()  # raises where the file is cut short; OpenCV 4 goes on with grey
                 if flag != 'unchanged':
                     check_mode(image)
+            del image  # which holds the pixels until then
         if isinstance(source, Path):
             pixels = self.load({'img_path': str(source)})['img']
         elif self.own_loader:
@@ -192,8 +193,11 @@ def _pair(value: Any) -> Any:
 
 def _swapped(image: Pixels) -> Pixels:
     """Red and blue swapped, wherever there are both; further bands stay."""
-    bands = image.shape[2]
-    return image if bands < 3 else np.ascontiguousarray(image[..., [2, 1, 0, *range(3, bands)]])
+    if image.shape[2] < 3:
+        return image
+    swapped = image.copy()
+    swapped[..., 0], swapped[..., 2] = image[..., 2], image[..., 0]
+    return swapped
 
 
 def load(
