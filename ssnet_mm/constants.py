@@ -1,4 +1,4 @@
-"""Numbers that the models and the weights share. The configs state them too, as literals."""
+"""What models, weights and deployment share. The configs state the numbers too, as literals."""
 
 # VGG16, configuration D of https://arxiv.org/abs/1409.1556: of each stage the number of 3x3
 # convolutions, and their width in units of the first stage's.
@@ -15,3 +15,6 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 # Mean of the BGR values in 0..255 that Caffe's FCN subtracts:
 # https://github.com/shelhamer/fcn.berkeleyvision.org/blob/master/voc-fcn8s/train.prototxt.
 CAFFE_MEAN_BGR = (104.00699, 116.66877, 122.67892)
+
+# Files of weights that are written, and run without a config where they name one of ours.
+WEIGHTS_SUFFIXES = ('.pth', '.safetensors')

@@ -16,6 +16,7 @@ from typing import Any
 
 from ssnet_mm.commands import load_toolbox
 from ssnet_mm.commands.arguments import add_options
+from ssnet_mm.constants import WEIGHTS_SUFFIXES
 from ssnet_mm.deploy import predict
 from ssnet_mm.deploy.runtimes import format_of
 from ssnet_mm.deploy.segmenter import Segmenter
@@ -141,7 +142,7 @@ def main(args: argparse.Namespace) -> None:
     if not video:
         images = predict.find_images(args.source, recursive=args.recursive, leave_out=args.out_dir)
     model = args.model
-    weights = args.checkpoint is None and model.endswith(('.safetensors', '.pth'))
+    weights = args.checkpoint is None and Path(model).suffix in WEIGHTS_SUFFIXES
     if weights or (args.checkpoint is not None and format_of(model) is None):
         load_toolbox()
         from ssnet_mm.deploy.model import config_of

@@ -15,17 +15,31 @@ from ssnet_mm.engine.config import (
     build_segmentor,
     config_errors,
     config_meta,
-    config_of_weights,
     single_datasets,
 )
 from ssnet_mm.engine.config.nested import plain
+from ssnet_mm.errors import UserError
+from ssnet_mm.own_configs import config_names
 
 __all__ = ['check_device', 'config_of', 'load_model', 'ready']
 
 
 def config_of(path: str | os.PathLike[str]) -> str:
-    """The config of ours that a file of weights names; UserError if it names none."""
-    return config_of_weights(path, read_checkpoint(os.fspath(path)))
+    """The name of our config that a file of weights says it is of.
+
+    A name alone is taken: a whole config from a file could run any code.
+
+    Raises:
+        UserError: It names none, or can't be read.
+    """
+    meta = read_checkpoint(os.fspath(path)).get('meta')
+    name = meta.get('config') if isinstance(meta, Mapping) else None
+    if name not in config_names():
+        raise UserError(
+            f'{os.fspath(path)} names no config of ssnet_mm; give its config too, and this as the '
+            'checkpoint'
+        )
+    return str(name)
 
 
 def load_model(cfg: Config, checkpoint: str, device: str) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ssnet_mm.constants import WEIGHTS_SUFFIXES
 from ssnet_mm.deploy import runtimes
 from ssnet_mm.deploy.images import ImageLike, Labels, Pixels, bands_of_rows, full_palette
 from ssnet_mm.deploy.processor import Scale
@@ -24,7 +25,6 @@ from ssnet_mm.errors import UserError, first_line
 from ssnet_mm.limits import MAX_PIXELS
 
 _ROWS = 256  # painted at once
-_WEIGHTS = ('.safetensors', '.pth')
 
 
 class Segmenter:
@@ -284,7 +284,7 @@ def _session(
         if not fuse:
             raise UserError(f'{path} is fused already; only a config runs unfused')
         return runtimes.load(path, device, threads, precision, trust)
-    if path and path.suffix in _WEIGHTS and checkpoint is None:
+    if path and path.suffix in WEIGHTS_SUFFIXES and checkpoint is None:
         from ssnet_mm.deploy.model import config_of
 
         model, checkpoint = config_of(path), path

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ssnet_mm.errors import UserError
 from ssnet_mm.version import __version__
 
@@ -41,7 +39,7 @@ def read_scores(path: str | os.PathLike[str], checkpoint: str | os.PathLike[str]
 def model_card(
     file: Path,
     config: str,
-    state_dict: Mapping[str, Tensor],
+    parameters: int,
     scores: Mapping[str, Any],
     licence: str,
 ) -> str:
@@ -50,12 +48,10 @@ def model_card(
     Args:
         file: The weights, written.
         config: Name of our config that they are of.
-        state_dict: The weights.
+        parameters: How many it has.
         scores: As of :func:`read_scores`.
         licence: Of the data that they were trained on; empty where it is not known.
     """
-    ends = ('running_mean', 'running_var', 'num_batches_tracked')
-    numbers = sum(v.numel() for k, v in state_dict.items() if not k.endswith(ends))
     rows = [row for row in scores['classes'] if row['IoU'] is not None]
     weak = [f'{row["class"]} ({row["IoU"]:.0f}%)' for row in rows if row['IoU'] < _WEAK]
     table = '\n'.join(
@@ -64,7 +60,7 @@ def model_card(
     )
     found = f'Found badly: {", ".join(weak)}. ' if weak else ''
     return f"""# {file.stem}
-The network of `{config}` (ssnet_mm {__version__}), {numbers:,} parameters,
+The network of `{config}` (ssnet_mm {__version__}), {parameters:,} parameters,
 {len(rows)} classes: {', '.join(row['class'] for row in rows)}.
 
 ```python

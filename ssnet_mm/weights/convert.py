@@ -14,7 +14,7 @@ from mmengine.logging import MMLogger
 from mmseg.registry import DATASETS
 from torch import Tensor
 
-from ssnet_mm.constants import BN_EPS
+from ssnet_mm.constants import BN_EPS, WEIGHTS_SUFFIXES
 from ssnet_mm.engine.checkpoint import weights_only
 from ssnet_mm.engine.config import (
     build_segmentor,
@@ -36,8 +36,6 @@ from .initializer import load_foreign, load_into, named
 from .layerwise import fitted, takes_fitting
 from .match import check_finite, with_num_classes
 from .split_kernels import with_split_kernels
-
-SUFFIXES = ('.pth', '.safetensors')
 
 
 @weights_only()
@@ -86,8 +84,8 @@ def convert_weights(
         UserError: The weights can't be read or do not fit, or the checkpoint can't be written.
     """
     dest = Path(dest)
-    if dest.suffix not in SUFFIXES:
-        raise UserError(f'{dest}: a checkpoint ends in {" or ".join(SUFFIXES)}')
+    if dest.suffix not in WEIGHTS_SUFFIXES:
+        raise UserError(f'{dest}: a checkpoint ends in {" or ".join(WEIGHTS_SUFFIXES)}')
     if dest.exists() and not overwrite:
         raise UserError(f'{dest} is there already; choose another name, or set overwrite')
     if cfg is None and (bn_batches or skip):
@@ -139,7 +137,8 @@ def convert_weights(
             meta['config'] = name
     _write(dest, state, to_plain(meta))
     if cfg is not None and name is not None and tested:
-        text = model_card(dest, name, state, tested, _licence(cfg))
+        parameters = sum(p.numel() for p in model.parameters())
+        text = model_card(dest, name, parameters, tested, _licence(cfg))
         write_result(card, text.encode())
     return conversion
 

@@ -55,7 +55,7 @@ model['backbone']['init_cfg'] = None
     train(config, tmp_path / 'work')
     lines = capsys.readouterr().out.splitlines()
     assert '  training  2 iterations of batch 2, SGD at 0.01' in lines
-    assert lines[-2] == f'last checkpoint: {tmp_path}/work/iter_2.pth'
+    assert lines[-2] == f'last checkpoint: {tmp_path / "work" / "iter_2.pth"}'
     assert not (tmp_path / 'work' / BEST).exists()
 
 

@@ -4,7 +4,6 @@ from ssnet_mm.engine.config.load import (
     build_segmentor,
     config_errors,
     config_meta,
-    config_of_weights,
     describe,
     load_config,
     name_of_ours,
@@ -13,6 +12,6 @@ from ssnet_mm.engine.config.load import (
 )
 
 __all__ = [
-    'build_segmentor', 'config_errors', 'config_meta', 'config_of_weights', 'describe',
+    'build_segmentor', 'config_errors', 'config_meta', 'describe',
     'load_config', 'name_of_ours', 'single_datasets', 'swaps_channels',
 ]  # fmt: skip

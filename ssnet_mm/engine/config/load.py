@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -169,24 +168,6 @@ def name_of_ours(cfg: Config) -> str | None:
     ours = load_config(name)
     alike = all(plain(ours.get(k)) == plain(cfg.get(k)) for k in ('model', 'test_pipeline'))
     return name if alike else None
-
-
-def config_of_weights(path: str | os.PathLike[str], checkpoint: Mapping[str, Any]) -> str:
-    """The name of our config that weights say they are of.
-
-    A name alone is taken: a whole config from a file could run any code.
-
-    Raises:
-        UserError: They name none.
-    """
-    meta = checkpoint.get('meta')
-    name = meta.get('config') if isinstance(meta, Mapping) else None
-    if name not in config_names():
-        raise UserError(
-            f'{os.fspath(path)} names no config of ssnet_mm; give its config too, and this as the '
-            'checkpoint'
-        )
-    return str(name)
 
 
 def swaps_channels(preprocessor: Any) -> bool:
