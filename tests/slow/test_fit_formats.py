@@ -77,8 +77,9 @@ def test_a_fit_from_a_format_ends_in_a_report(name, tmp_path):
     environment = {
         **os.environ, 'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': str(tmp_path / 'cache'),
     }  # fmt: skip
-    if given:
-        environment.pop('OMP_NUM_THREADS')  # which is for the tests' small networks
+    if given:  # as a user has it: these are for the tests' small networks and memory
+        environment.pop('OMP_NUM_THREADS')
+        environment.pop('MALLOC_MMAP_MAX_')
     done = subprocess.run(
         [sys.executable, '-m', 'ssnet_mm', 'fit', *words, '--out', str(out), *length],
         env=environment, cwd=tmp_path, capture_output=True, text=True,
