@@ -31,7 +31,7 @@ class Labelled:
             yield photo, np.asarray(Image.open(mask))
 
     def copy_photos(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for photo in self.photos:
             shutil.copy(photo, folder)
 
