@@ -24,4 +24,5 @@ param_scheduler = [
     dict(type='PolyLR', eta_min=0.0, power=0.9, begin=begin, end=max_iters, by_epoch=False),
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+randomness = dict(seed=0)  # one machine reaches the same mIoU each time
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=max_iters))

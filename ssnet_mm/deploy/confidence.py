@@ -33,8 +33,13 @@ class Calibrated(NamedTuple):
     pixels: int
 
     def __str__(self) -> str:
+        end = ''
+        if self.temperature < 1.01 * _COLDEST:
+            end = ' (the least that is looked at: hardly a pixel is labelled wrong)'
+        elif self.temperature > 0.99 * _HOTTEST:
+            end = ' (the most that is looked at: the scores hardly tell the classes apart)'
         return (
-            f'temperature {self.temperature:.3f}; expected calibration error '
+            f'temperature {self.temperature:.3f}{end}; expected calibration error '
             f'{100 * self.before:.2f}% before, {100 * self.after:.2f}% after ({self.images} images,'
             f' {self.pixels} pixels: fitted on every second image, measured on the others)'
         )

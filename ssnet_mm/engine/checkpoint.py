@@ -85,6 +85,9 @@ def _history_allowed() -> AbstractContextManager[Any]:
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without ever running code it may hold.
 
+    Args:
+        path: Of a checkpoint, or of a file that names it, as ``best`` in a work directory.
+
     Returns:
         The dict in the file; tensors are mapped from it, so looking at names and shapes is cheap.
         Of a ``.safetensors`` file a dict of ``state_dict`` and ``meta``.
@@ -93,7 +96,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: There is no such file, it is no checkpoint, it is cut short, or it asks for more
             than data.
     """
-    path = os.fspath(path)
+    path = named_file(os.fspath(path))
     if not os.path.isfile(path):
         what = 'is a folder, not a checkpoint' if os.path.isdir(path) else 'not found'
         raise UserError(f'checkpoint {path} {what}; check the path')
@@ -125,7 +128,9 @@ def _load(load: Any, source: Any, map_location: Any, **options: Any) -> Any:
     Raises:
         UserError: It is no such file, is damaged, or asks for more than data.
     """
-    name = source if isinstance(source, (str, os.PathLike)) else getattr(source, 'name', 'a file')
+    if isinstance(source, (str, os.PathLike)):
+        source = named_file(os.fspath(source))
+    name = source if isinstance(source, str) else getattr(source, 'name', 'a file')
     try:
         _check_file(source)
         with _history_allowed():
@@ -422,6 +427,11 @@ def weights_of(checkpoint: Mapping[str, Any], source: str | os.PathLike[str]) ->
 def find_checkpoint(load_from: str | None, resume: bool, work_dir: str) -> str | None:
     """Which checkpoint a Runner will load.
 
+    Args:
+        load_from: As :func:`read_checkpoint` takes it.
+        resume: Whether the newest in ``work_dir`` is taken where there is no ``load_from``.
+        work_dir: Of the run.
+
     Returns:
         Its path, or None where the weights start fresh: also for ``resume`` in a work directory
         that has none yet, so that a queue may start a job the same way every time.
@@ -436,7 +446,7 @@ def find_checkpoint(load_from: str | None, resume: bool, work_dir: str) -> str |
             f'load_from={load_from} is not a local file; download it first: only what lies on this '
             'machine is looked at before it is loaded'
         )
-    return load_from
+    return None if load_from is None else named_file(load_from)
 
 
 def newest_whole(work_dir: str) -> tuple[str | None, list[str]]:

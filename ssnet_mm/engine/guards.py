@@ -39,8 +39,8 @@ class GuardHook(Hook):
         check_training_batch(_unwrapped(runner.model), data_batch)
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Are the images of a batch of one size? mmseg pads them in training only."""
-        _check_sizes(data_batch, (0, 0), 'validate and test with batch_size=1')
+        """Are the images of a batch of one size?"""
+        check_scored_batch(data_batch)
 
     before_test_iter = before_val_iter
 
@@ -130,6 +130,11 @@ def check_training_batch(model: Any, data_batch: Any) -> None:
     size = getattr(getattr(model, 'data_preprocessor', None), 'size', None)
     if size is not None:  # else all are padded to the largest
         _check_sizes(data_batch, size, f'crop them to {size[1]}x{size[0]}, with RandomCrop')
+
+
+def check_scored_batch(data_batch: Any) -> None:
+    """UserError where images to validate or test differ in size: mmseg pads in training only."""
+    _check_sizes(data_batch, (0, 0), 'validate and test with batch_size=1')
 
 
 def _check_sizes(data_batch: Any, least: Sequence[int], mend: str) -> None:

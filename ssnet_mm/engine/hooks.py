@@ -125,8 +125,7 @@ class PlainCheckpointHook(Hook):
         source = find_checkpoint(runner._load_from, runner._resume, runner.work_dir)
         if source is not None and not was_read(source):
             read_to_load(source, runner._resume)
-        if runner._resume:
-            runner._load_from = source  # mmengine would take a name as relative to where we are
+        runner._load_from = source  # mmengine would take a name as relative to where we are
         for path in pretrained_weights(runner.cfg.get('model')):
             if not was_read(path):
                 read_checkpoint(path)

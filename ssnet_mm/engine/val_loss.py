@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class ValLossHook(Hook):
 
     priority = 'HIGHEST'  # before metrics are logged
 
-    def before_val_epoch(self, runner: Runner) -> None:
+    def before_val_epoch(self, runner: Runner | None = None) -> None:
         """Begin to count."""
         self._sum, self._count = 0.0, 0
 
@@ -33,12 +34,15 @@ class ValLossHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Add a batch's images."""
-        model: Any = runner.model
+        self.add(runner.model, outputs or ())
+
+    def add(self, model: Any, outputs: Sequence[Any]) -> None:
+        """Add images that a model has predicted."""
         head = getattr(getattr(model, 'module', model), 'decode_head', None)
         head = head[-1] if isinstance(head, torch.nn.ModuleList) else head
         if not _has_plain_loss(head):
             return
-        for sample in outputs or ():
+        for sample in outputs:
             if 'gt_sem_seg' not in sample or 'seg_logits' not in sample:
                 continue
             logits = sample.seg_logits.data[None].float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import math
 import time
@@ -10,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,9 @@ from mmseg.registry import DATASETS
 from ssnet_mm.engine.config import build_segmentor
 from ssnet_mm.engine.launch import tune
 from ssnet_mm.engine.mixed_precision import in_mixed_precision
+from ssnet_mm.engine.val_loss import ValLossHook
 from ssnet_mm.errors import quiet
+from ssnet_mm.files import write_result
 
 Size = tuple[int, int]
 
@@ -38,6 +42,7 @@ _LARGEST_CROP = 512
 _ENOUGH = ((16, 1000), (8, 600), (4, 300))
 _VALIDATIONS = 10
 _VAL_SHARE = 0.15  # of the time, at most
+_SAVED = 2  # checkpoints at a validation: the newest and the best
 _PASSES = 4  # over the validation images after training: test, pictures, and the export's two
 _TIMED = (2, 20)  # iterations, at least and at most, after one to warm up
 _LONG = 5.0  # seconds, after which no more are timed
@@ -50,10 +55,12 @@ class Speed:
     Args:
         train: A pixel of a training image.
         val: A pixel of a validation image.
+        save: A checkpoint.
     """
 
     train: float
     val: float
+    save: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,8 @@ class Plan:
         batch_size: Images an iteration.
         max_iters: Iterations.
         val_interval: Iterations between validations.
-        step, validation: Seconds that an iteration and a validation were measured to take; 0 where
-            that was not asked.
+        step, validation, saving: Seconds that an iteration, a validation and its checkpoints were
+            measured to take; 0 where that was not asked.
     """
 
     scale: Size
@@ -77,6 +84,7 @@ class Plan:
     val_interval: int
     step: float = 0.0
     validation: float = 0.0
+    saving: float = 0.0
 
     @property
     def validations(self) -> int:
@@ -85,7 +93,8 @@ class Plan:
     @property
     def seconds(self) -> float:
         """From the first iteration to the end of what follows the training."""
-        return self.max_iters * self.step + (self.validations + _PASSES) * self.validation
+        passes = (self.validations + _PASSES) * self.validation
+        return self.max_iters * self.step + passes + self.validations * self.saving
 
     def __str__(self) -> str:
         (width, height), (h, w) = self.scale, self.crop_size
@@ -97,12 +106,17 @@ class Plan:
             return said
         return (
             f'{said} at {self.step:.2f} s, {self.validations} validations of '
-            f'{self.validation:.1f} s; {self.seconds / 60:.1f} minutes with test and pictures'
+            f'{self.validation + self.saving:.1f} s; {self.seconds / 60:.1f} minutes with test and pictures'
         )
 
 
-def measure(cfg: Config) -> Speed:
-    """Train a few iterations and validate a few images as a config says, on a model of its own."""
+def measure(cfg: Config, file: Path) -> Speed:
+    """Train a few iterations and validate a few images as a config says, on a model of its own.
+
+    Args:
+        cfg: The config.
+        file: Where a checkpoint may be written, and removed again.
+    """
     with quiet(MMLogger.get_current_instance()), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the training says it all again
         model = build_segmentor(cfg, training=True).to(get_device())
@@ -116,17 +130,29 @@ def measure(cfg: Config) -> Speed:
     model.train()
     step = _time(lambda: model.train_step(next(batches), wrapper))
 
+    start = time.perf_counter()
+    try:
+        written = io.BytesIO()
+        torch.save([model.state_dict(), wrapper.state_dict()], written)
+        write_result(file, written.getvalue())
+    finally:
+        file.unlink(missing_ok=True)
+    save = time.perf_counter() - start
     indices = itertools.cycle(range(len(dataset)))
+    loss = ValLossHook()
+    loss.before_val_epoch()
 
     def validate() -> None:
         data = pseudo_collate([dataset[next(indices)]])
         with torch.no_grad():
-            evaluator.process(model.test_step(data), data)
+            samples = model.val_step(data)
+        loss.add(model, samples)
+        evaluator.process(samples, data)
 
     model.eval()
     height, width = cfg.crop_size
     pixels = cfg.train_dataloader.batch_size * height * width
-    return Speed(step / pixels, _time(validate) / math.prod(cfg.scale))
+    return Speed(step / pixels, _time(validate) / math.prod(cfg.scale), save)
 
 
 def _time(step: Callable[[], Any]) -> float:
@@ -187,12 +213,16 @@ def fill(plan: Plan, counts: Mapping[str, int], speed: Speed, seconds: float) ->
     :func:`choose`."""
     step = speed.train * plan.batch_size * math.prod(plan.crop_size)
     validation = max(speed.val * counts['val'] * math.prod(plan.scale), 1e-9)
-    validations = int(min(max(_VAL_SHARE * seconds / validation, 2), _VALIDATIONS))
-    most = (seconds - (validations + _PASSES) * validation) / step
+    saving = _SAVED * speed.save
+    validations = int(min(max(_VAL_SHARE * seconds / (validation + saving), 2), _VALIDATIONS))
+    most = (seconds - (validations + _PASSES) * validation - validations * saving) / step
     # each image some hundred times is more than enough
     count = int(min(max(most, 20), max(2000, 200 * counts['train'] / plan.batch_size)))
     interval = _interval(count, validations)
-    return replace(plan, max_iters=count, val_interval=interval, step=step, validation=validation)
+    return replace(
+        plan, max_iters=count, val_interval=interval, step=step, validation=validation,
+        saving=saving,
+    )  # fmt: skip
 
 
 def _interval(iters: int, validations: int = _VALIDATIONS) -> int:

@@ -37,7 +37,8 @@ from ssnet_mm.prepare.settings import Settings
 from ssnet_mm.results.runs import read_run
 
 _STATE = 'fit.json'
-_REST = 30  # seconds: the start, the checks before training and test, the export, the report
+# Seconds on two cores: the start, the checks before training and test, the export, the report.
+_REST = 50
 
 
 @dataclass(frozen=True)
@@ -214,8 +215,9 @@ def _write_config(task: Fit, data: Prepared, start: float) -> dict[str, str]:
         launch.use_amp(cfg)
         amp = '' if cfg.optim_wrapper.type == 'OptimWrapper' else cfg.optim_wrapper.type
         if task.iters is None:
-            plan = choose(totals.sizes, data.counts, measure(cfg), left())
-            plan = fill(plan, data.counts, measure(write(tried, plan, amp)), left())
+            trial = task.out / 'tried.pth'
+            plan = choose(totals.sizes, data.counts, measure(cfg, trial), left())
+            plan = fill(plan, data.counts, measure(write(tried, plan, amp), trial), left())
     finally:
         tried.unlink(missing_ok=True)
     write(task.config, plan, amp)

@@ -1,4 +1,5 @@
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -7,7 +8,12 @@ from helpers.export_formats import need
 from mmseg.apis import init_model
 from PIL import Image
 
-from ssnet_mm.deploy.confidence import calibrate, calibration_error, fit_temperature
+from ssnet_mm.deploy.confidence import (
+    Calibrated,
+    calibrate,
+    calibration_error,
+    fit_temperature,
+)
 from ssnet_mm.deploy.model import load_model
 from ssnet_mm.deploy.predict import predict_images
 from ssnet_mm.deploy.processor import Processor, decide
@@ -34,6 +40,15 @@ def test_the_temperature_that_labels_were_drawn_with_is_found(temperature):
     assert calibration_error(logits, labels, temperature) < 0.01
     if temperature != 1:
         assert calibration_error(logits, labels) > 0.04
+
+
+def test_a_temperature_at_the_end_of_what_is_looked_at_is_told():
+    logits, labels = drawn(1)
+    for truth, end in ((logits.argmax(1), 'least .* is labelled wrong'), (labels[::-1], 'most')):
+        temperature = fit_temperature(logits, truth)
+        said = str(Calibrated(temperature, 0.2, 0.1, 2, len(truth)))
+        assert re.match(rf'temperature \d+\.\d+ \(the {end} .*\); expected', said)
+    assert str(Calibrated(1.0, 0.2, 0.1, 2, 9)).startswith('temperature 1.000; expected')
 
 
 def test_the_calibration_error_is_the_gap_in_each_bin():

@@ -86,6 +86,25 @@ def test_the_best_checkpoint_is_named_in_a_copy_too(tiny_config, tmp_path):
     assert (tmp_path / 'copy' / (tmp_path / 'copy' / BEST).read_text().strip()).is_file()
 
 
+@pytest.mark.parametrize('key', ['load_from', 'model.backbone.init_cfg'])
+def test_a_training_starts_from_the_best_checkpoint_of_another(tiny_config, tmp_path, key):
+    config, work = tiny_config(BEST_KEPT), tmp_path / 'work'
+    train(config, work)
+    best = torch.load(work / (work / BEST).read_text().strip(), weights_only=True)['state_dict']
+    start = str(work / BEST)
+    if key != 'load_from':
+        start = dict(type='Pretrained', checkpoint=start, prefix='backbone.')
+    frozen = dict(custom_keys={'backbone': dict(lr_mult=0.0)})
+    train(
+        config, tmp_path / 'next', **{key: start, 'train_cfg.max_iters': 1},
+        optim_wrapper__paramwise_cfg=frozen,
+    )  # fmt: skip
+    after = torch.load(tmp_path / 'next' / 'iter_1.pth', weights_only=True)['state_dict']
+    for name, weight in best.items():
+        if name.startswith('backbone.') and name.endswith('weight'):
+            assert torch.equal(after[name], weight), name
+
+
 def test_other_files_are_what_they_are(tmp_path):
     (tmp_path / 'text').write_text('none.pth')
     (tmp_path / 'bytes').write_bytes(b'\xff\xfe')

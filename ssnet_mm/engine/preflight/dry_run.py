@@ -29,14 +29,18 @@ from mmengine.optim import (
 )
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS, PARAM_SCHEDULERS
+from PIL import ExifTags
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ssnet_mm.engine.config import config_errors
 from ssnet_mm.engine.config.nested import listed_or_single
-from ssnet_mm.engine.guards import check_predictions, check_training_batch
+from ssnet_mm.engine.guards import check_predictions, check_scored_batch, check_training_batch
 from ssnet_mm.engine.preflight import network, schedules, settings
 from ssnet_mm.errors import UserError
+from ssnet_mm.limits import open_image
+
+_SIZES = 8  # of images, of which one each is loaded to see whether they fit into a batch
 
 OUT_OF_MEMORY = (
     'out of GPU memory; lower the batch_size of the data loader or crop_size, or use --amp'
@@ -255,6 +259,9 @@ def _evaluate(cfg: Config, stage: str, model: Any, evaluator: Evaluator, dataset
         batch = _batch(built, 1)
         step = model.val_step if stage == 'val' else model.test_step
         samples = step(batch)
+    if (built.batch_size or 1) > 1:
+        with config_errors(where):
+            check_scored_batch(built.collate_fn([dataset[i] for i in _of_each_size(dataset)]))
     if stage == 'test':  # after a step at too high a rate, training says better what is wrong
         check_predictions(samples)
     _check_label_size(samples, where)
@@ -262,6 +269,19 @@ def _evaluate(cfg: Config, stage: str, model: Any, evaluator: Evaluator, dataset
         evaluator.dataset_meta = dataset.metainfo
         evaluator.process(data_samples=samples, data_batch=batch)
         return [str(name) for name in evaluator.evaluate(len(samples))]
+
+
+def _of_each_size(dataset: Any) -> list[int]:
+    """One image of each size at which they are stored, as their headers say; some, if many."""
+    found: dict[Any, int] = {}
+    for i in range(len(dataset)):
+        path = dataset.get_data_info(i).get('img_path', '')
+        with contextlib.suppress(OSError, ValueError), open_image(path, None) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4  # by 90 degrees
+            found.setdefault((image.size, turned), i)
+            if len(found) == _SIZES:
+                break
+    return [*found.values()] or [0]
 
 
 def _check_label_size(samples: Sequence[Any], where: str) -> None:

@@ -112,7 +112,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     if resume and cfg.get('load_from') is None:
         cfg.load_from, passed = newest_whole(cfg.work_dir)
         notes += [f'passed over, {cfg.load_from} is resumed: {reason}' for reason in passed]
-    path = find_checkpoint(cfg.get('load_from'), False, cfg.work_dir)
+    path = cfg.load_from = find_checkpoint(cfg.get('load_from'), False, cfg.work_dir)
     checkpoint = read_to_load(path, resume) if path else {}
     if path:
         load_state_dict(model, weights_of(checkpoint, path), path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ssnet_mm.engine import launch
 from ssnet_mm.engine.preflight import prepare
@@ -377,6 +377,25 @@ def test_resuming_with_another_rate_or_schedule_is_refused(tiny_config, tmp_path
     assert (tmp_path / 'w' / 'iter_4.pth').is_file()
     done = prepare.preflight(load(config, **longer), 'train', skip_data_check=True).notes
     assert any('nothing is left to train' in warning for warning in done)
+
+
+@pytest.mark.parametrize('turned', [False, True])
+def test_a_batch_to_validate_of_several_sizes_is_refused(check, tiny_data, turned):
+    if turned:  # stored at the size of the others
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        photo = Image.open(tiny_data / 'JPEGImages' / '3.jpg')
+        mask = Image.open(tiny_data / 'SegmentationClass' / '3.png').transpose(Image.ROTATE_90)
+    else:
+        exif, photo, mask = Image.Exif(), Image.new('RGB', (30, 40)), Image.new('L', (30, 40))
+    photo.save(tiny_data / 'JPEGImages' / '3.jpg', exif=exif)
+    mask.save(tiny_data / 'SegmentationClass' / '3.png')
+    changes = {'val_dataloader.batch_size': 2}
+    message = r'of different sizes: \S+0.jpg comes with .* \S+3.jpg with .*; validate .*batch_size=1'
+    with pytest.raises(UserError, match=message):
+        check(**changes)
+    check()
+    check(**changes, **{'val_dataloader.dataset.indices': [0, 1, 2]})
 
 
 def test_one_sigmoid_channel_is_scored_as_two_classes(tiny_config, tiny_data, tmp_path):
