@@ -11,7 +11,7 @@ from torch import nn
 from ssnet_mm import build_model
 from ssnet_mm.deploy import Segmenter, fuse, precision
 from ssnet_mm.deploy.export import export
-from ssnet_mm.deploy.precision import compute_in_bfloat16, pack_weights
+from ssnet_mm.deploy.precision import compute_in_bfloat16, pack_weights, run_in_bfloat16
 from ssnet_mm.engine.config import build_segmentor
 from ssnet_mm.engine.launch import load_config
 from ssnet_mm.errors import UserError
@@ -49,6 +49,22 @@ def test_logits_come_close_and_stay_float32(model, fused):
     assert half.data_preprocessor.mean.dtype == torch.float32
     # the original is as it was
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_cpu_without_bfloat16_computes_the_same(model, monkeypatch):
+    image = torch.randn(2, 3, 65, 97)
+    own, rounded = fuse(model), fuse(model)
+    compute_in_bfloat16(own)
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
+    run_in_bfloat16(rounded)
+    kinds = {type(m).__name__ for m in rounded.backbone.modules() if isinstance(m, nn.Conv2d)}
+    assert kinds == {'_RoundedConv2d'}
+    with torch.no_grad():
+        expected = model(image, mode='tensor')
+        found, theirs = rounded(image, mode='tensor'), own(image, mode='tensor')
+    scale = expected.abs().max()
+    assert (found - theirs).abs().max() < 0.01 * scale
+    assert (found - theirs).abs().mean() < 0.2 * (found - expected).abs().mean()
 
 
 def test_any_head_of_mmseg_gives_float32_logits():

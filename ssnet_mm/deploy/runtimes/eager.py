@@ -19,7 +19,7 @@ from ssnet_mm.deploy.fusion import fuse as fuse_layers
 from ssnet_mm.deploy.images import Maps, Pixels, check_mode, label_type, to_rgb
 from ssnet_mm.deploy.model import check_device, load_model
 from ssnet_mm.deploy.network import last_head
-from ssnet_mm.deploy.precision import compute_in_bfloat16, pack_weights
+from ssnet_mm.deploy.precision import pack_weights, run_in_bfloat16
 from ssnet_mm.deploy.processor import Scale, decide, empty_maps, rescaled
 from ssnet_mm.deploy.tiling import Tiling, Window, label_tiles
 from ssnet_mm.engine.config import load_config
@@ -221,7 +221,7 @@ def load(
     if fuse:
         model = fuse_layers(model)
     if precision == 'bf16':
-        compute_in_bfloat16(model)
+        run_in_bfloat16(model)
     if fuse:
         pack_weights(model)
     return TorchSession(model)
