@@ -108,4 +108,14 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int | Non
             f'{image.width}x{image.height} pixels, the limit is {max_pixels / 1e6:.1f} million; '
             'to allow them set max_pixels (--max-pixels)'
         )
+    read_unmapped(image)
     return image
+
+
+def read_unmapped(image: Image.Image) -> None:
+    """Have Pillow read the pixels of a TIFF file that it has opened, not map the file.
+
+    Pillow 13 takes rows for columns in mapped ones that are stored lying on their side.
+    """
+    if image.format == 'TIFF':
+        image.filename = ''  # type: ignore[attr-defined]  # without one it can not be mapped

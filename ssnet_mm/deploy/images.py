@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ssnet_mm.errors import UserError
-from ssnet_mm.limits import MAX_PIXELS, open_image
+from ssnet_mm.limits import MAX_PIXELS, open_image, read_unmapped
 from ssnet_mm.palette import voc_palette
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
@@ -47,6 +47,7 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Pixels:
     UserError where grey levels are not defined: 32-bit values, other colour spaces.
     """
     check_mode(image)
+    read_unmapped(image)
     image.load()
     opacity = image.format == 'TIFF' and image.mode == 'RGBA' and _bits(image) == 8
     background = _background(image)

@@ -25,6 +25,7 @@ from ssnet_mm.errors import UserError, first_line
 from ssnet_mm.limits import MAX_PIXELS
 
 _ROWS = 256  # painted at once
+_MOST_THREADS = 1024  # beyond some number OpenMP ends the process
 
 
 class Segmenter:
@@ -99,6 +100,8 @@ class Segmenter:
         ):
             if number is not None and number < 1:
                 raise UserError(f'{name} must be at least 1, got {number}')
+        if threads is not None and threads > _MOST_THREADS:
+            raise UserError(f'threads must be at most {_MOST_THREADS}, got {threads}')
         self.batch_size = batch_size
         self.max_pixels = max_pixels
         self.tiling = make_tiling(tile, overlap)

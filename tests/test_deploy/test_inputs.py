@@ -88,6 +88,22 @@ def test_pixels_are_those_that_opencv_reads(tmp_path, name):
             np.testing.assert_array_equal(segment.pixels(source), found)
 
 
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK', 'RGBA', 'P'])
+@pytest.mark.parametrize('turn', [3, 6, 8])
+def test_photos_that_lie_on_their_side_in_a_tiff_file_are_upright(tmp_path, mode, turn):
+    upright = RGBA.convert(mode)
+    upright.putpixel((0, 0), 0)  # no two turns look alike
+    ways = {3: Image.ROTATE_180, 6: Image.ROTATE_90, 8: Image.ROTATE_270}
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    upright.transpose(ways[turn]).save(tmp_path / 'a.tif', exif=exif)
+    upright.save(tmp_path / 'b.tif')
+    expected = read_image(tmp_path / 'b.tif')
+    np.testing.assert_array_equal(read_image(tmp_path / 'a.tif'), expected)
+    with Image.open(tmp_path / 'a.tif') as opened:
+        np.testing.assert_array_equal(to_rgb(opened), expected)
+
+
 @pytest.mark.parametrize('name', ['float.tif', 'long.tif', 'lab.tif'])
 def test_values_without_a_meaning_are_refused_by_every_runtime(tmp_path, torch_session, name):
     path = saved(tmp_path, name)

@@ -232,6 +232,7 @@ def test_models_that_can_not_be_loaded(config, checkpoint, tmp_path, monkeypatch
         ((config,), {}, 'needs a checkpoint beside it'),
         (('none.py', checkpoint), {}, 'config none.py not found'),
         ((config, checkpoint), {'threads': 0}, 'threads must be at least 1, got 0'),
+        ((config, checkpoint), {'threads': 10**9}, 'threads must be at most 1024, got 1000000000'),
         ((config, checkpoint), {'batch_size': -1}, 'batch_size must be at least 1, got -1'),
         ((config, checkpoint), {'device': 'gpu'}, 'torch knows no device gpu; take cpu or cuda:0'),
         ((tmp_path / 'a.pt2',), {}, 'a.pt2 is not a file that torch.export wrote'),
