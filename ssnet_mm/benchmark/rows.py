@@ -86,10 +86,15 @@ class Result:
 
     @property
     def limit(self) -> float | None:
-        """Seconds that the network's arithmetic would take at the speed of a matrix product."""
+        """Seconds that the network's arithmetic would take at the speed of a matrix product.
+
+        None for a network that is faster: torch's own product is no limit where it has no kernel,
+        as for int8 on a CPU without VNNI.
+        """
         if self.macs is None or self.peak_flops is None or self.row.training:
             return None
-        return 2 * self.macs * self.settings.batch / self.peak_flops
+        limit = 2 * self.macs * self.settings.batch / self.peak_flops
+        return None if self.network and np.median(self.network) < limit else limit
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it: times in milliseconds, as median and 95th percentile."""

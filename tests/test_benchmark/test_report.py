@@ -38,6 +38,12 @@ def test_a_table_of_results():
     assert reason == 'failed: net, openvino, fp32: openvino is not installed here'
 
 
+def test_what_a_network_undercuts_is_no_limit():
+    assert result(peak_flops=1e13).limit == pytest.approx(4 * 14_241_746_944 / 1e13)
+    assert result(peak_flops=1e9).limit is None
+    assert result(peak_flops=1e9, network=[]).limit > 50
+
+
 def test_columns_that_only_some_runs_have():
     end_to_end = report.table([result(end_to_end=[0.055]), FAILED])
     lines = end_to_end.splitlines()
