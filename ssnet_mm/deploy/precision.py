@@ -71,8 +71,9 @@ def run_in_bfloat16(model: nn.Module) -> None:
     if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return
     for module in model.modules():
-        if type(module) is nn.Conv2d and module.weight.dtype == torch.bfloat16:
-            if module.weight.device.type == 'cpu':
+        if type(module) is nn.Conv2d:
+            weight = module.weight
+            if weight.dtype == torch.bfloat16 and weight.device.type == 'cpu':
                 module.__class__ = _RoundedConv2d
 
 

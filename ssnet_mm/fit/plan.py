@@ -106,7 +106,8 @@ class Plan:
             return said
         return (
             f'{said} at {self.step:.2f} s, {self.validations} validations of '
-            f'{self.validation + self.saving:.1f} s; {self.seconds / 60:.1f} minutes with test and pictures'
+            f'{self.validation + self.saving:.1f} s; {self.seconds / 60:.1f} minutes with test and '
+            'pictures'
         )
 
 

@@ -44,7 +44,10 @@ def test_the_temperature_that_labels_were_drawn_with_is_found(temperature):
 
 def test_a_temperature_at_the_end_of_what_is_looked_at_is_told():
     logits, labels = drawn(1)
-    for truth, end in ((logits.argmax(1), 'least .* labelled wrong'), (labels[::-1], 'most .* apart')):
+    for truth, end in (
+        (logits.argmax(1), 'least .* labelled wrong'),
+        (labels[::-1], 'most .* apart'),
+    ):
         temperature = fit_temperature(logits, truth)
         said = str(Calibrated(temperature, 0.2, 0.1, 2, len(truth)))
         assert re.match(rf'temperature \d+\.\d+ \(the {end}\); expected', said)

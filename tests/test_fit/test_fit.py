@@ -53,7 +53,8 @@ def test_all_ends_in_time(speed, minutes, num_val):
     if plan.max_iters > 20:
         assert plan.seconds <= 60 * minutes * 1.01
     assert f'{plan.max_iters} iterations of' in str(plan)
-    slower = fill(plan, dict(train=32, val=num_val), Speed(2 * speed.train, speed.val), 60)  # saves in no time
+    half = Speed(2 * speed.train, speed.val)  # saves in no time
+    slower = fill(plan, dict(train=32, val=num_val), half, 60)
     assert slower.scale == plan.scale and slower.max_iters < plan.max_iters
     assert slower.seconds <= 61 or slower.max_iters == 20
 

@@ -391,7 +391,7 @@ def test_a_batch_to_validate_of_several_sizes_is_refused(check, tiny_data, turne
     photo.save(tiny_data / 'JPEGImages' / '3.jpg', exif=exif)
     mask.save(tiny_data / 'SegmentationClass' / '3.png')
     changes = {'val_dataloader.batch_size': 2}
-    message = r'of different sizes: \S+0.jpg comes with .* \S+3.jpg with .*; validate .*batch_size=1'
+    message = r'different sizes: \S+0.jpg comes with .* \S+3.jpg with .*; validate .*batch_size=1'
     with pytest.raises(UserError, match=message):
         check(**changes)
     check()
