@@ -98,8 +98,8 @@ class Segmenter:
             ('batch_size', batch_size),
             ('max_pixels', max_pixels),
         ):
-            if number is not None and number < 1:
-                raise UserError(f'{name} must be at least 1, got {number}')
+            if number is not None and not (isinstance(number, int) and number >= 1):
+                raise UserError(f'{name} must be a whole number, at least 1, got {number!r}')
         if threads is not None and threads > _MOST_THREADS:
             raise UserError(f'threads must be at most {_MOST_THREADS}, got {threads}')
         self.batch_size = batch_size
@@ -309,7 +309,7 @@ def _absolute(path: Any) -> Any:
 def _check_scale(scale: Scale | None) -> None:
     if scale is None:
         return
-    parts = (scale,) if isinstance(scale, (int, float)) else scale
-    sizes = not isinstance(scale, (int, float))
-    if min(parts) <= 0 or (sizes and (len(parts) != 2 or any(p != int(p) for p in parts))):
+    sizes = isinstance(scale, (tuple, list)) and len(scale) == 2
+    parts: Any = scale if sizes else (scale,)
+    if not all(isinstance(p, int if sizes else (int, float)) and p > 0 for p in parts):
         raise UserError(f'scale must be a factor above 0, or a (width, height); got {scale}')

@@ -231,9 +231,11 @@ def test_models_that_can_not_be_loaded(config, checkpoint, tmp_path, monkeypatch
         ((tmp_path / 'a.onnx', checkpoint), {}, 'a.onnx holds its weights; leave .*tiny.pth out'),
         ((config,), {}, 'needs a checkpoint beside it'),
         (('none.py', checkpoint), {}, 'config none.py not found'),
-        ((config, checkpoint), {'threads': 0}, 'threads must be at least 1, got 0'),
+        ((config, checkpoint), {'threads': 0}, 'threads must be a whole number, at least 1, got 0'),
+        ((config, checkpoint), {'threads': 1.5}, 'threads must be a whole number, .* got 1.5'),
+        ((config, checkpoint), {'scale': '2'}, 'scale must be a factor above 0'),
         ((config, checkpoint), {'threads': 10**9}, 'threads must be at most 1024, got 1000000000'),
-        ((config, checkpoint), {'batch_size': -1}, 'batch_size must be at least 1, got -1'),
+        ((config, checkpoint), {'batch_size': -1}, 'batch_size must be a whole number, .* got -1'),
         ((config, checkpoint), {'device': 'gpu'}, 'torch knows no device gpu; take cpu or cuda:0'),
         ((tmp_path / 'a.pt2',), {}, 'a.pt2 is not a file that torch.export wrote'),
     ):
