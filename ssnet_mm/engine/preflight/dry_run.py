@@ -29,7 +29,7 @@ from mmengine.optim import (
 )
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS, PARAM_SCHEDULERS
-from PIL import ExifTags
+from PIL import ExifTags, Image
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -41,6 +41,8 @@ from ssnet_mm.errors import UserError
 from ssnet_mm.limits import open_image
 
 _SIZES = 8  # of images, of which one each is loaded to see whether they fit into a batch
+
+_UNREAD = (OSError, ValueError, Image.DecompressionBombError)  # of headers: loading tells, or can
 
 OUT_OF_MEMORY = (
     'out of GPU memory; lower the batch_size of the data loader or crop_size, or use --amp'
@@ -274,9 +276,9 @@ def _evaluate(cfg: Config, stage: str, model: Any, evaluator: Evaluator, dataset
 def _of_each_size(dataset: Any) -> list[int]:
     """One image of each size at which they are stored, as their headers say; some, if many."""
     found: dict[Any, int] = {}
-    for i in range(len(dataset)):
+    for i in range(len(dataset) if hasattr(dataset, 'get_data_info') else 0):
         path = dataset.get_data_info(i).get('img_path', '')
-        with contextlib.suppress(OSError, ValueError), open_image(path, None) as image:
+        with contextlib.suppress(*_UNREAD), open_image(path, None) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4  # by 90 degrees
             found.setdefault((image.size, turned), i)
             if len(found) == _SIZES:
