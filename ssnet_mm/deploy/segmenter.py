@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Collection, Sequence
 from itertools import groupby
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class Segmenter:
             ('batch_size', batch_size),
             ('max_pixels', max_pixels),
         ):
-            if number is not None and not (isinstance(number, int) and number >= 1):
+            if number is not None and not (isinstance(number, Integral) and number >= 1):
                 raise UserError(f'{name} must be a whole number, at least 1, got {number!r}')
         if threads is not None and threads > _MOST_THREADS:
             raise UserError(f'threads must be at most {_MOST_THREADS}, got {threads}')
@@ -311,5 +312,6 @@ def _check_scale(scale: Scale | None) -> None:
         return
     sizes = isinstance(scale, (tuple, list)) and len(scale) == 2
     parts: Any = scale if sizes else (scale,)
-    if not all(isinstance(p, int if sizes else (int, float)) and p > 0 for p in parts):
+    kind: Any = Real if sizes else (int, float)
+    if not all(isinstance(p, kind) and p > 0 and (not sizes or p % 1 == 0) for p in parts):
         raise UserError(f'scale must be a factor above 0, or a (width, height); got {scale}')
