@@ -3,6 +3,8 @@
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ssnet_mm.errors import UserError
@@ -52,8 +54,15 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
 
 def write_result(path: str | os.PathLike[str], data: bytes) -> None:
     """``atomic_write``, with a UserError where the place can't be written."""
-    try:
+    with writing(path):
         atomic_write(path, data)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the system's errors into a UserError that names what was to be written."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"can't write {os.fspath(path)}: {error.strerror or error}; choose another place"

@@ -105,6 +105,8 @@ def compare(
         output = torch.from_numpy(outputs[0] if processor.scores else outputs)
         with torch.no_grad():
             expected = model(planes, mode='tensor').float().cpu()
+        if not torch.isfinite(expected).all():
+            raise not_finite()
         if processor.end_to_end:
             meta = dict(img_shape=size, pad_shape=size)
             expected = last_head(model).predict_by_feat(expected, [meta])

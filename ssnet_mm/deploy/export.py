@@ -24,7 +24,7 @@ from ssnet_mm.deploy.processor import Processor
 from ssnet_mm.deploy.runtimes import FORMATS, PRECISIONS, load, module_of
 from ssnet_mm.engine.config import describe
 from ssnet_mm.errors import UserError
-from ssnet_mm.files import make_folder, temporary_name
+from ssnet_mm.files import make_folder, temporary_name, writing
 
 _CHECKED = 4  # of the images for INT8, at most: not calibrated on, but compared
 _FEW = 8  # images for INT8 below which all are calibrated on, and compared mirrored
@@ -88,6 +88,10 @@ def export(
         raise UserError(f'format must be one of {", ".join(FORMATS)}, got {format}')
     if precision not in PRECISIONS:
         raise UserError(f'precision must be one of {", ".join(PRECISIONS)}, got {precision}')
+    if path.is_dir():
+        raise UserError(f'{path} is a folder; name a file, or another place')
+    if min(size) < 1:
+        raise UserError(f'size must be a height and a width of at least 1 pixel, got {size}')
     if path.suffix != kind.suffix:
         raise UserError(f'a file for {format} must end in {kind.suffix}, got {path}')
     if precision not in kind.precisions:
@@ -187,7 +191,9 @@ def _write(
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
     try:
-        file = folder / path.name
+        file, beside = folder / path.name, folder / f'{path.stem}.processor.json'
+        with writing(path):  # what a name can't be is known before the work
+            beside.touch()
         with _one_line(f'this model can not be exported to {format} ({precision})', _OneSize):
             module_of(FORMATS[format]).write(network, file, size, images)
         with _one_line(f'{path} was not written', _OneSize):
@@ -204,10 +210,11 @@ def _write(
             raise _OneSize(differs)
         report = dataclasses.replace(report, verified=check(file))
         described = processor.described(path.name).encode()
-        (folder / f'{path.stem}.processor.json').write_bytes(described)
-        # the file itself gets its name last
-        for item in sorted(folder.iterdir(), key=lambda item: item.name == path.name):
-            os.replace(item, path.with_name(item.name))
+        with writing(path):
+            beside.write_bytes(described)
+            # the file itself gets its name last
+            for item in sorted(folder.iterdir(), key=lambda item: item.name == path.name):
+                os.replace(item, path.with_name(item.name))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return report

@@ -57,6 +57,12 @@ def make_processor(
             'export without --end-to-end'
         )
     normalises = preprocessor._enable_normalize
+    threshold = head.threshold if head.out_channels == 1 else None
+    if threshold is not None and not 0 < threshold < 1:
+        raise UserError(
+            f'every pixel gets the same label with model.decode_head.threshold={threshold}; set '
+            'one between 0 and 1, by default 0.3'
+        )
     meta = getattr(model, 'dataset_meta', None) or {}
     return Processor(
         num_classes=max(head.num_classes, 2),
@@ -66,7 +72,7 @@ def make_processor(
         resize=_resize_of(pipeline[types.index('Resize')]) if 'Resize' in types else None,
         align_corners=model.align_corners,
         crops=isinstance(head, CaffeFCN8Head),
-        threshold=head.threshold if head.out_channels == 1 else None,
+        threshold=threshold,
         end_to_end=end_to_end,
         scores=scores,
         precision=precision,

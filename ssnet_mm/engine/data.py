@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from mmseg.registry import DATASETS
 from ssnet_mm.checks import Report, Split, check_lists, check_splits, contact_sheet
 from ssnet_mm.engine.checkpoint import weights_only
 from ssnet_mm.engine.config import config_errors, single_datasets
-from ssnet_mm.engine.meta import is_palette
+from ssnet_mm.engine.meta import check_classes
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.files import write_result
 
@@ -51,7 +50,7 @@ def check_data(cfg: Config, loader: str, num_classes: int | None = None) -> list
         with config_errors(f'{where}: its first sample, {files}, does not load'):
             built[0]
         classes = built.metainfo.get('classes') or ()
-        _check_meta(classes, built.metainfo.get('palette') or (), where)
+        check_classes(classes, built.metainfo.get('palette') or (), where)
         if num_classes is not None and num_classes < len(classes):
             raise UserError(
                 f'{where} has {len(classes)} classes, the model {num_classes}; set '
@@ -59,22 +58,6 @@ def check_data(cfg: Config, loader: str, num_classes: int | None = None) -> list
             )
         found.append((where, dataset, built))
     return found
-
-
-def _check_meta(classes: Any, palette: Any, where: str) -> None:
-    """UserError where classes and palette of a data set are not what checkpoints can hold."""
-    if isinstance(classes, str):
-        raise UserError(
-            f'{where}.metainfo.classes is one text, {classes!r}, where a list of names is wanted; '
-            f'of a single class it is ({classes!r},)'
-        )
-    if not all(isinstance(name, str) for name in classes):
-        raise UserError(f'{where}.metainfo.classes must be names in quotes, got {classes[0]!r}')
-    repeated = [name for name, count in Counter(classes).items() if count > 1]
-    if repeated:
-        raise UserError(f'{where}.metainfo.classes has {few(repeated)} twice; name each once')
-    if not is_palette(palette):
-        raise UserError(f'{where}.metainfo.palette must be RGB colours of 0 to 255 for each class')
 
 
 def build_datasets(cfg: Config, loader: str) -> Iterator[Located]:

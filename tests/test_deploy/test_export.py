@@ -225,6 +225,9 @@ def test_what_counts_as_the_same():
         (dict(format='tflite'), 'format must be one of onnx, openvino, torch-export, got tflite'),
         (dict(precision='int4'), 'precision must be one of fp32, fp16, int8'),
         (dict(path='a.pt'), 'must end in .onnx, got a.pt'),
+        (dict(path='..'), '.. is a folder; name a file'),
+        (dict(path='a' * 245 + '.onnx'), "can't write a*.onnx: File name too long; choose"),
+        (dict(size=(0, 5)), 'size must be a height and a width of at least 1 pixel, got .0, 5.'),
         (dict(precision='int8'), 'int8 takes calibration images'),
         (dict(calibration=[np.zeros((9, 9, 3), np.uint8)]), 'other precisions none'),
         (dict(format='torch-export', path='a.pt2', precision='int8'), 'torch-export has no int8'),
@@ -249,6 +252,10 @@ def test_processors_of_configs(tiny_config):
         (resize.replace('True', 'True, backend="pillow"'), 'Resize with backend can not'),
         ('test_pipeline[0]["color_type"] = "grayscale"', "has {'color_type': 'grayscale'}, and"),
         ('model["test_cfg"] = dict(mode="slide")', 'model.test_cfg.mode=whole'),
+        (
+            'model["decode_head"].update(num_classes=2, out_channels=1, threshold=1)',
+            'every pixel gets the same label with model.decode_head.threshold=1; set one between',
+        ),
         ('model["data_preprocessor"]["test_cfg"] = dict(size_divisor=32)', 'pads test images'),
     ):
         with pytest.raises(UserError, match=message):
@@ -533,6 +540,16 @@ def test_fp16_that_overflows_on_pictures_is_refused(model, tmp_path):
             wide, tmp_path / 'a.pt2', 'torch-export', precision='fp16', end_to_end=True,
             size=(40, 48),
         )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('format', FORMATS)
+def test_a_network_of_nan_is_not_exported(model, tmp_path, format):
+    need(format)
+    broken = copy.deepcopy(model)
+    broken.backbone.stages[0][0].norm.running_var.fill_(-1)
+    with pytest.raises(UserError, match='^the network gives NaN or infinity; its weights are dam'):
+        export(broken, tmp_path / f'a{FORMATS[format].suffix}', format, size=(40, 48))
     assert not list(tmp_path.iterdir())
 
 

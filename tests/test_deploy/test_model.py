@@ -4,6 +4,7 @@ import pytest
 
 from ssnet_mm.deploy.model import ready
 from ssnet_mm.engine.config import load_config
+from ssnet_mm.errors import UserError
 
 RESIZED = """
 test_dataloader['dataset']['pipeline'] = [
@@ -15,3 +16,40 @@ test_dataloader['dataset']['pipeline'] = [
 def test_a_test_that_reads_images_otherwise_is_told(tiny_config, capsys, changes, told):
     ready(SimpleNamespace(), load_config(tiny_config(changes)))
     assert ('by which the test reads them, differs' in capsys.readouterr().err) == told
+
+
+META = "test_dataloader['dataset'].update(type='PascalVOCDataset', metainfo=dict({}))\n"
+
+
+def meta_of(config):
+    return ready(SimpleNamespace(), load_config(config)).dataset_meta
+
+
+def test_some_of_a_data_sets_classes_have_their_own_colours(tiny_config):
+    meta = meta_of(tiny_config(META.format("classes=('person', 'aeroplane')")))
+    assert meta['classes'] == ('person', 'aeroplane')
+    assert meta['palette'] == [[192, 128, 128], [128, 0, 0]]
+
+
+def test_classes_are_read_from_a_file_as_mmseg_does(tiny_config, tmp_path):
+    names = tmp_path / 'names.txt'
+    names.write_text('person\ncat\n')
+    meta = meta_of(tiny_config(META.format(f"classes='{names}'")))
+    assert meta['classes'] == ['person', 'cat']
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        ("palette=[[300, 0, 0]] * 21", 'palette must be RGB colours of 0 to 255 for each class'),
+        ("palette=[[3, 0, 0, 255]] * 21", 'palette must be RGB colours'),
+        ("palette=['red'] * 21", 'palette must be RGB colours'),
+        ("palette=[[3, 0, 0]] * 2", 'palette does not match classes'),
+        ("classes=('moon',)", 'is not a subset of classes'),
+        ("classes=('cat', 'cat')", 'cat twice; name each once'),
+    ],
+)  # fmt: skip
+def test_classes_and_colours_that_are_none_are_told(tiny_config, given, message):
+    with pytest.raises(UserError, match=message) as error:
+        meta_of(tiny_config(META.format(given)))
+    assert '\n' not in str(error.value) and 'test_dataloader.dataset' in str(error.value)

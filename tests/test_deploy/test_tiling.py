@@ -120,3 +120,21 @@ def test_tiles_that_change_nothing_are_refused():
     with pytest.raises(UserError, match='takes 16x16 pixels alone, not 8x8'):
         Segmenter(fixed, tile=8)(blocks(20, 20))
     assert Segmenter(fixed, tile=16)(blocks(20, 20)).shape == (20, 20)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            'model["test_cfg"] = dict(mode="slide", crop_size=(48, 48), stride=(32, 32))',
+            r'runs in sliding windows .model.test_cfg. already: leave tile out, or set model.test',
+        ),
+        ('test_pipeline[1:1] = [dict(type="RandomFlip", prob=1.0)]', 'flips images takes no tiles'),
+    ],
+)
+def test_what_mmseg_does_around_the_network_takes_no_tiles(tiny_config, photo, changes, message):
+    model = init_model(tiny_config(changes), device='cpu')
+    session = TorchSession(model_module.ready(model, model.cfg))
+    assert Segmenter(session)(photo).shape == (101, 150)
+    with pytest.raises(UserError, match=message):
+        Segmenter(session, tile=64)(photo)

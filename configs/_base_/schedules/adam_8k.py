@@ -6,7 +6,7 @@ val_interval = max(1, max_iters // 10)
 l2 = 1e-6
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='Adam', lr=5e-4, weight_decay=2 * l2),
+    optimizer=dict(type='Adam', lr=5e-4, weight_decay=2 * l2, fused=True),
     paramwise_cfg=dict(bias_decay_mult=0.0, norm_decay_mult=0.0),
 )
 # eta_min is an absolute rate: above 0, layers with lr_mult=0 would learn.

@@ -138,7 +138,15 @@ class TorchSession:
         preprocessor = self.model.data_preprocessor
         if getattr(preprocessor, 'test_cfg', None):
             raise UserError('a data_preprocessor that pads test images (test_cfg) takes no tiles')
-        inputs = self._packed(image)['inputs']
+        if self.model.test_cfg.get('mode') == 'slide':
+            raise UserError(
+                'the network runs in sliding windows (model.test_cfg) already: leave tile out, or '
+                'set model.test_cfg.mode=whole'
+            )
+        packed = self._packed(image)
+        if packed['data_samples'].get('flip'):
+            raise UserError('a test pipeline that flips images takes no tiles; take the flip out')
+        inputs = packed['inputs']
 
         def run(windows: list[Window]) -> Any:
             tiles = [inputs[:, window.rows, window.columns] for window in windows]

@@ -16,11 +16,13 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
+from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, MODELS
 
 from ssnet_mm.engine.config.files import sources
 from ssnet_mm.engine.config.nested import plain
 from ssnet_mm.engine.config.options import apply_options
+from ssnet_mm.engine.meta import check_classes
 from ssnet_mm.errors import UserError
 from ssnet_mm.own_configs import config_names, configs_folder, find_config
 
@@ -145,19 +147,30 @@ def single_datasets(dataset: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def config_meta(cfg: Config) -> dict[str, Any]:
-    """Classes and palette of a config's data set, which need not be on this machine."""
+    """Classes and palette of a config's data set, as mmseg finds them.
+
+    Its images need not be on this machine. UserError where the classes are no list of names, or the
+    palette is none of RGB colours.
+    """
     if not cfg.get('test_dataloader'):
         return {}
-    _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
+    where, dataset = next(
+        single_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
+    )
     known = DATASETS.get(dataset['type'])
     # some of mmseg's data sets have it by default
     reduced = inspect.signature(known).parameters.get('reduce_zero_label') if known else None
     default = reduced is not None and reduced.default is True
-    return {
-        'reduce_zero_label': dataset.get('reduce_zero_label', default),
-        **getattr(known, 'METAINFO', {}),
-        **dataset.get('metainfo', {}),
-    }
+    # several of mmseg's data sets ask for their folders, their base class does not
+    base = type('Meta', (BaseSegDataset,), {'METAINFO': getattr(known, 'METAINFO', {})})
+    with config_errors(f'{where} of {cfg.filename}'):
+        meta = base(
+            metainfo=dataset.get('metainfo'),
+            reduce_zero_label=dataset.get('reduce_zero_label', default),
+            lazy_init=True,
+        ).metainfo
+    check_classes(meta.get('classes') or (), meta['palette'], where)
+    return meta
 
 
 def name_of_ours(cfg: Config) -> str | None:

@@ -15,6 +15,7 @@ from ssnet_mm.engine.config.nested import listed_or_single, plain
 from ssnet_mm.engine.config.options import arguments
 from ssnet_mm.errors import UserError, few
 
+_IMPLEMENTATION = ('foreach', 'fused')  # of the same steps
 _ENDLESS = int(1e9)  # mmengine's end of a schedule that has none
 
 
@@ -278,7 +279,7 @@ def check_resumed(
     differences = []
     saved = checkpoint['optimizer'].get('param_groups', [])
     for theirs, ours in zip(saved, optimizer.param_groups, strict=False):
-        for key in sorted(set(theirs) & set(ours) - {'params'}):
+        for key in sorted(set(theirs) & set(ours) - {'params', *_IMPLEMENTATION}):
             # what a schedule changes is compared at its start
             skipped = f'initial_{key}' in theirs or (scaled and 'lr' in key)
             if not skipped and plain(theirs[key]) != plain(ours[key]):

@@ -379,6 +379,18 @@ def test_resuming_with_another_rate_or_schedule_is_refused(tiny_config, tmp_path
     assert any('nothing is left to train' in warning for warning in done)
 
 
+def test_resuming_with_another_implementation_of_the_optimizer_keeps_that_of_the_run(
+    tiny_config, tmp_path
+):
+    work = str(tmp_path / 'w')
+    config = tiny_config("optim_wrapper['optimizer'] = dict(type='AdamW', lr=0.01)\n")
+    launch.run(load(config, work_dir=work), 'train')
+    longer = {'resume': True, 'train_cfg.max_iters': 4, 'optim_wrapper.optimizer.fused': True}
+    launch.run(load(config, work_dir=work, **longer), 'train')
+    last = torch.load(tmp_path / 'w' / 'iter_4.pth', weights_only=True)
+    assert not last['optimizer']['param_groups'][0]['fused']
+
+
 @pytest.mark.parametrize('turned', [False, True])
 def test_a_batch_to_validate_of_several_sizes_is_refused(check, tiny_data, turned):
     if turned:  # stored at the size of the others
