@@ -13,8 +13,7 @@ from mmseg.registry import DATASETS
 
 from ssnet_mm.checks import Report, Split, check_lists, check_splits, contact_sheet
 from ssnet_mm.engine.checkpoint import weights_only
-from ssnet_mm.engine.config import config_errors, single_datasets
-from ssnet_mm.engine.meta import check_classes
+from ssnet_mm.engine.config import check_dataset_meta, config_errors, single_datasets
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.files import write_result
 
@@ -50,7 +49,7 @@ def check_data(cfg: Config, loader: str, num_classes: int | None = None) -> list
         with config_errors(f'{where}: its first sample, {files}, does not load'):
             built[0]
         classes = built.metainfo.get('classes') or ()
-        check_classes(classes, built.metainfo.get('palette') or (), where)
+        check_dataset_meta(built.metainfo, where)
         if num_classes is not None and num_classes < len(classes):
             raise UserError(
                 f'{where} has {len(classes)} classes, the model {num_classes}; set '

@@ -2,6 +2,7 @@
 
 from ssnet_mm.engine.config.load import (
     build_segmentor,
+    check_dataset_meta,
     config_errors,
     config_meta,
     describe,
@@ -12,6 +13,6 @@ from ssnet_mm.engine.config.load import (
 )
 
 __all__ = [
-    'build_segmentor', 'config_errors', 'config_meta', 'describe',
-    'load_config', 'name_of_ours', 'single_datasets', 'swaps_channels',
+    'build_segmentor', 'check_dataset_meta', 'config_errors', 'config_meta',
+    'describe', 'load_config', 'name_of_ours', 'single_datasets', 'swaps_channels',
 ]  # fmt: skip

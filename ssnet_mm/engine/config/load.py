@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
@@ -22,9 +23,9 @@ from mmseg.registry import DATASETS, MODELS
 from ssnet_mm.engine.config.files import sources
 from ssnet_mm.engine.config.nested import plain
 from ssnet_mm.engine.config.options import apply_options
-from ssnet_mm.engine.meta import check_classes
-from ssnet_mm.errors import UserError
+from ssnet_mm.errors import UserError, few
 from ssnet_mm.own_configs import config_names, configs_folder, find_config
+from ssnet_mm.palette import is_palette
 
 
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
@@ -154,9 +155,7 @@ def config_meta(cfg: Config) -> dict[str, Any]:
     """
     if not cfg.get('test_dataloader'):
         return {}
-    where, dataset = next(
-        single_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
-    )
+    where, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset'))
     known = DATASETS.get(dataset['type'])
     # some of mmseg's data sets have it by default
     reduced = inspect.signature(known).parameters.get('reduce_zero_label') if known else None
@@ -169,8 +168,26 @@ def config_meta(cfg: Config) -> dict[str, Any]:
             reduce_zero_label=dataset.get('reduce_zero_label', default),
             lazy_init=True,
         ).metainfo
-    check_classes(meta.get('classes') or (), meta['palette'], where)
+    check_dataset_meta(meta, where)
     return meta
+
+
+def check_dataset_meta(meta: Mapping[str, Any], where: str) -> None:
+    """UserError where classes and palette of a data set are not what checkpoints can hold."""
+    classes: Any = meta.get('classes') or ()
+    palette = meta.get('palette')
+    if isinstance(classes, str):
+        raise UserError(
+            f'{where}.metainfo.classes is one text, {classes!r}, where a list of names is wanted; '
+            f'of a single class it is ({classes!r},)'
+        )
+    if not all(isinstance(name, str) for name in classes):
+        raise UserError(f'{where}.metainfo.classes must be names in quotes, got {classes[0]!r}')
+    repeated = [name for name, count in Counter(classes).items() if count > 1]
+    if repeated:
+        raise UserError(f'{where}.metainfo.classes has {few(repeated)} twice; name each once')
+    if palette is not None and not is_palette(palette):
+        raise UserError(f'{where}.metainfo.palette must be RGB colours of 0 to 255 for each class')
 
 
 def name_of_ours(cfg: Config) -> str | None:

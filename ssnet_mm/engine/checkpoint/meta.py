@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 import numpy as np
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
-from ssnet_mm.errors import UserError, few
+from ssnet_mm.errors import UserError
+from ssnet_mm.palette import is_palette
 
 _LARGEST = 1 << 32  # iterations, epochs, seeds: NumPy takes seeds below it
 _LONGEST = 1000  # class names, and characters of one
@@ -34,22 +33,6 @@ def check_resumable(checkpoint: Mapping[str, Any], path: str | os.PathLike[str])
         UserError: It is not.
     """
     _tell(path, _faults_of_run(checkpoint))
-
-
-def check_classes(classes: Any, palette: Any, where: str) -> None:
-    """UserError where classes and palette of a data set are not what checkpoints can hold."""
-    if isinstance(classes, str):
-        raise UserError(
-            f'{where}.metainfo.classes is one text, {classes!r}, neither a list of names nor a '
-            f'file that has one on each line; of a single class it is ({classes!r},)'
-        )
-    if not all(isinstance(name, str) for name in classes):
-        raise UserError(f'{where}.metainfo.classes must be names in quotes, got {classes[0]!r}')
-    repeated = [name for name, count in Counter(classes).items() if count > 1]
-    if repeated:
-        raise UserError(f'{where}.metainfo.classes has {few(repeated)} twice; name each once')
-    if not _is_palette(palette):
-        raise UserError(f'{where}.metainfo.palette must be RGB colours of 0 to 255 for each class')
 
 
 def _tell(path: str | os.PathLike[str], faults: Iterator[str]) -> None:
@@ -84,7 +67,7 @@ def _faults_of_meta(checkpoint: Mapping[str, Any]) -> Iterator[str]:
             and all(isinstance(name, str) and len(name) <= _LONGEST for name in classes)
         ):
             yield f'the classes of {where} are no list of names'
-        if palette is not None and not _is_palette(palette):
+        if palette is not None and not (is_palette(palette) and len(palette) <= _LONGEST):
             yield f'the palette of {where} is no list of RGB colours'
 
 
@@ -129,21 +112,6 @@ def _counts(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-
-
-def _is_palette(palette: Any) -> bool:
-    """Whether it is a list of RGB colours, 0 to 255."""
-    rows = palette.tolist() if isinstance(palette, (np.ndarray, Tensor)) else palette
-    return (
-        isinstance(rows, (list, tuple))
-        and len(rows) <= _LONGEST
-        and all(
-            isinstance(row, (list, tuple, np.ndarray))
-            and len(row) == 3
-            and all(_is_number(n) and isfinite(n) and 0 <= n < 256 for n in row)
-            for row in rows
-        )
-    )
 
 
 def _is_history(history: Any) -> bool:

@@ -1,0 +1,37 @@
+"""Checkpoints read safely and loaded whole.
+
+A checkpoint is a pickle, and a pickle can run code. torch's weights-only loading refuses that, but
+it also refuses mmengine's own checkpoints, which hold log histories in classes it does not know:
+OpenMMLab's mmengine then fails, OneDL's falls back to unsafe loading. Here those few classes are
+declared safe, and nothing else is ever loaded.
+"""
+
+from ssnet_mm.engine.checkpoint.loading import (
+    check_classes,
+    check_finite,
+    load_checkpoint,
+    load_fitting,
+    load_state_dict,
+    weights_of,
+)
+from ssnet_mm.engine.checkpoint.reading import (
+    allow_history,
+    read_checkpoint,
+    was_read,
+    weights_only,
+)
+from ssnet_mm.engine.checkpoint.work_dir import (
+    check_unmixed,
+    find_checkpoint,
+    newest_whole,
+    numbered_checkpoints,
+    pretrained_weights,
+    read_to_load,
+)
+
+__all__ = [
+    'allow_history', 'check_classes', 'check_finite', 'check_unmixed', 'find_checkpoint',
+    'load_checkpoint', 'load_fitting', 'load_state_dict', 'newest_whole', 'numbered_checkpoints',
+    'pretrained_weights', 'read_checkpoint', 'read_to_load', 'was_read', 'weights_of',
+    'weights_only',
+]  # fmt: skip
