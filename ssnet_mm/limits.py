@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from itertools import chain
 from typing import IO, Any
 
 from PIL import Image
@@ -28,8 +29,18 @@ JSON = 16 << 20
 
 # Of an image: Pillow warns beyond, and a network takes kilobytes for each.
 MAX_PIXELS = 89_478_485
-# What is opened as an image. Pillow knows more: for one of them it starts another program.
-IMAGE_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
+# What is opened as an image, and how such files are named. Pillow knows more: for one of them it
+# starts another program.
+IMAGE_FORMATS = {
+    'BMP': ('.bmp', '.dib'),
+    'GIF': ('.gif',),
+    'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo'),
+    'PNG': ('.png', '.apng'),
+    'PPM': ('.ppm', '.pgm', '.pbm', '.pnm'),
+    'TIFF': ('.tif', '.tiff'),
+    'WEBP': ('.webp',),
+}
+IMAGE_SUFFIXES = tuple(chain.from_iterable(IMAGE_FORMATS.values()))
 
 
 def check_size(path: str, declared: int) -> None:
@@ -101,7 +112,7 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int | Non
     Raises:
         ValueError: They are more. What Pillow raises otherwise is not documented.
     """
-    image = Image.open(source, formats=IMAGE_FORMATS)
+    image = Image.open(source, formats=tuple(IMAGE_FORMATS))
     if max_pixels is not None and image.width * image.height > max_pixels:
         image.close()
         raise ValueError(

@@ -8,18 +8,9 @@ from collections.abc import Iterator
 from ssnet_mm.checks.facts import Facts
 from ssnet_mm.checks.finding import Fault
 from ssnet_mm.checks.scan import Sample
+from ssnet_mm.limits import IMAGE_FORMATS, IMAGE_SUFFIXES
 
-# of files that may be images
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
-_FORMATS = {
-    'BMP': ('.bmp', '.dib'),
-    'GIF': ('.gif',),
-    'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo'),
-    'MPO': ('.jpg', '.jpeg', '.jpe', '.mpo'),
-    'PNG': ('.png', '.apng'),
-    'TIFF': ('.tif', '.tiff'),
-    'WEBP': ('.webp',),
-}
+_FORMATS = {**IMAGE_FORMATS, 'MPO': IMAGE_FORMATS['JPEG']}  # a JPEG of several pictures
 
 
 def missing_images(sample: Sample) -> Iterator[Fault]:
@@ -38,7 +29,7 @@ def _otherwise_named(path: str) -> str:
     """A file that may be meant: the same name with another suffix."""
     stem = os.path.splitext(path)[0]
     stems = stem, os.path.splitext(stem)[0]  # a list may name the suffix, too
-    suffixes = [*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)]
+    suffixes = [*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES)]
     for candidate in (start + suffix for start in stems for suffix in suffixes):
         if candidate != path and os.path.isfile(candidate):
             return f' (but there is {os.path.basename(candidate)})'

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssnet_mm.checks.finding import Fault
-from ssnet_mm.checks.images import SUFFIXES
 from ssnet_mm.checks.lists import reads_folder
 from ssnet_mm.checks.scan import Sample, Split
+from ssnet_mm.limits import IMAGE_SUFFIXES
 
 
 @dataclass
@@ -211,7 +211,7 @@ def unlisted_images(splits: Sequence[Split]) -> Iterator[tuple[Split, Fault]]:
         done.add(folder)
         for path in _files(folder):
             stem, suffix = os.path.splitext(path)
-            if suffix.lower() not in SUFFIXES or os.path.abspath(path) in listed:
+            if suffix.lower() not in IMAGE_SUFFIXES or os.path.abspath(path) in listed:
                 continue
             name = os.path.relpath(stem, folder) + dataset.seg_map_suffix
             if os.path.isfile(os.path.join(masks, name)) and path != os.path.join(masks, name):
@@ -230,7 +230,8 @@ def masks_alone(splits: Sequence[Split]) -> Iterator[tuple[Split, Fault]]:
         for path in _files(masks) if os.path.isdir(masks) else ():
             if end and path.endswith(end):
                 stem = os.path.join(folder, os.path.relpath(path, masks)[: -len(end)])
-                suffixes = [dataset.img_suffix, *SUFFIXES, *(s.upper() for s in SUFFIXES)]
+                upper = (suffix.upper() for suffix in IMAGE_SUFFIXES)
+                suffixes = (dataset.img_suffix, *IMAGE_SUFFIXES, *upper)
                 if not any(os.path.isfile(stem + suffix) for suffix in suffixes):
                     yield split, Fault(path)
 

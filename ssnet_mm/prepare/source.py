@@ -16,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssnet_mm.errors import UserError
-from ssnet_mm.limits import parse_json
+from ssnet_mm.limits import IMAGE_SUFFIXES, parse_json
 
-SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+_UNREAD = (
+    '.arw', '.avif', '.cr2', '.cr3', '.dng', '.heic', '.heif', '.jp2', '.jxl', '.nef', '.psd',
+    '.tga',
+)  # fmt: skip
 VOID = 255
 MAX_CLASSES = 255  # 0 to 254
 MAX_JSON = 512 << 20  # bytes; as Python objects they take several times as much
@@ -126,7 +129,12 @@ class Folder:
 
     @cached_property
     def images(self) -> list[str]:
-        return self.having(*SUFFIXES)
+        return self.having(*IMAGE_SUFFIXES)
+
+    @cached_property
+    def unread(self) -> list[str]:
+        """Photos by their names, of formats that Pillow does not read everywhere."""
+        return self.having(*_UNREAD)
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
@@ -159,6 +167,10 @@ class Folder:
         if found:
             raise BadAnnotationError(
                 f'names {reference}, and {found[0]} and {found[1]} both fit; keep one of them'
+            )
+        if parts and any(n.rpartition('/')[2].lower() == parts[-1].lower() for n in self.unread):
+            raise BadAnnotationError(
+                f'names {reference}, of a format that is not read; make it a JPEG, and name that'
             )
         raise BadAnnotationError(f'names an image that is not there, {reference}; put it there')
 
@@ -263,9 +275,12 @@ def pair_up(folder: Folder) -> tuple[list[Pair], list[str]]:
         else:
             used.add(mask)
             pairs.append(Pair(key, image, mask))
-    for mask in found.values():
+    others = {key_of(name): name for name in folder.unread}
+    for key, mask in found.items():
         if mask not in used:
-            faults.append(f'{mask}: a mask without a photo; put the photo there')
+            other = others.get(key)
+            mend = f'{other} is of a format that is not read, make it a JPEG' if other else ''
+            faults.append(f'{mask}: a mask without a photo; {mend or "put the photo there"}')
     return pairs, faults
 
 

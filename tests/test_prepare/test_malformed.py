@@ -110,6 +110,11 @@ CASES = {
         labelme([], imagePath='lost.jpg'),
         'an image that is not there, lost',
     ),
+    'a photo of another format': (
+        GOOD_LABELME,
+        {**labelme([], imagePath='lost.heic'), 'lost.heic': b'0'},
+        'names lost.heic, of a format that is not read; make it a JPEG',
+    ),
     'a path out of the folder': (
         GOOD_LABELME,
         labelme([], imagePath='../../../etc/passwd.jpg'),
@@ -208,6 +213,11 @@ CASES = {
     ),
     'no mask': (GOOD_MASKS, {}, 'bad.jpg: has no mask'),
     'a mask without photo': (GOOD_MASKS, {'masks/lone.png': WHOLE}, 'lone.png: a mask without a'),
+    'a mask without a photo that is read': (
+        GOOD_MASKS,
+        {'masks/lone.png': WHOLE, 'images/lone.HEIC': b'0'},
+        'lone.png: a mask without a photo; images/lone.HEIC is of a format that is not read',
+    ),
     'a mask as JPEG': (GOOD_MASKS, {'masks/bad.jpg': encoded(striped(0, 1), 'JPEG')}, 'is a JPEG'),
     'a mask of large numbers': (
         GOOD_MASKS,
@@ -229,7 +239,7 @@ CASES = {
 
 
 # cases in which more than one file is at fault, and those in which the second photo is not
-SEVERAL = {'a mask without photo'}
+SEVERAL = {'a mask without photo', 'a mask without a photo that is read'}
 SOUND = {'an unknown image'}
 
 

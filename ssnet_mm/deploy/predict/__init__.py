@@ -3,7 +3,6 @@
 from ssnet_mm.deploy.predict.outputs import POLYGONS
 from ssnet_mm.deploy.predict.pipeline import predict_images
 from ssnet_mm.deploy.predict.sources import (
-    SUFFIXES,
     VIDEO_SUFFIXES,
     check_output,
     find_images,
@@ -13,6 +12,6 @@ from ssnet_mm.deploy.predict.sources import (
 from ssnet_mm.deploy.predict.video import predict_video
 
 __all__ = [
-    'POLYGONS', 'SUFFIXES', 'VIDEO_SUFFIXES', 'check_output', 'find_images', 'is_video',
-    'output_names', 'predict_images', 'predict_video',
+    'POLYGONS', 'VIDEO_SUFFIXES', 'check_output', 'find_images', 'is_video', 'output_names',
+    'predict_images', 'predict_video',
 ]  # fmt: skip

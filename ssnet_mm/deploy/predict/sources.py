@@ -11,11 +11,8 @@ from typing import TextIO
 from ssnet_mm.deploy.predict.progress import say
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.files import MAX_NAME
+from ssnet_mm.limits import IMAGE_SUFFIXES
 
-SUFFIXES = (
-    '.bmp', '.gif', '.jfif', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm',
-    '.tif', '.tiff', '.webp', '.avif',
-)  # fmt: skip
 VIDEO_SUFFIXES = (
     '.3gp', '.avi', '.flv', '.m2ts', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.mts',
     '.ogv', '.ts', '.webm', '.wmv',
@@ -64,14 +61,14 @@ def find_images(
     for item in _listed(path, recursive, above):
         # a broken link is an image that can't be read, and named as such
         folder = os.path.isdir(item)
-        if item.suffix.lower() in SUFFIXES and not folder:
+        if item.suffix.lower() in IMAGE_SUFFIXES and not folder:
             images.append(item)
         elif not item.name.startswith('.'):
             others.append(f'{item.relative_to(path)}{"/" if folder else ""}')
     if not images:
         unsearched = not recursive and any(name.endswith('/') for name in others)
         below = '; with recursive the folders below count too' if unsearched else ''
-        raise UserError(f'no image in {path}; looked for {" ".join(SUFFIXES)}{below}')
+        raise UserError(f'no image in {path}; looked for {" ".join(IMAGE_SUFFIXES)}{below}')
     if others:
         say(f'{len(others)} in {path} left out, no images by their names: {few(others)}')
     return images
