@@ -1,5 +1,6 @@
 """The numbers of a fit, the config it writes, and what it reads of a run."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,6 +195,27 @@ def test_a_state_that_is_damaged_is_one_line(tmp_path):
 )
 def test_wrong_use_is_one_line(fails, args, told):
     assert told in fails('fit', 'photos', *args)
+
+
+@pytest.mark.parametrize(
+    ('photos', 'values', 'told'),
+    [
+        (1, [0, 1], 'no image is left to val with; give more than one, or another --val'),
+        (3, [0], 'the masks hold one class alone, class 0, and .*; give masks of two or more'),
+    ],
+)
+def test_what_can_not_be_trained_is_told_after_preparing(
+    fails, tmp_path, monkeypatch, photos, values, told
+):
+    monkeypatch.chdir(tmp_path)
+    for folder in ('photos', 'masks'):
+        (tmp_path / folder).mkdir()
+    for i in range(photos):
+        Image.new('RGB', (9, 8), (i, 99, 20)).save(f'photos/{i}.png')
+        mask = np.resize(np.array(values, np.uint8), (8, 9))
+        Image.fromarray(mask).save(f'masks/{i}.png')
+    assert re.search(told, fails('fit', 'photos', 'masks', '--out', 'out'))
+    assert not (tmp_path / 'out' / 'config.py').exists()
 
 
 def test_the_page_template_is_in_the_package():
