@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import platform
 import signal
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,8 @@ class Worker:
         self.process = context.Process(  # type: ignore[attr-defined]
             target=serve, args=(theirs, make, *args), daemon=True
         )
-        self.process.start()
+        with _stdout_to_stderr():
+            self.process.start()
         theirs.close()  # or the end of the process would not be the end of the pipe
         try:
             self._receive()
@@ -79,6 +81,19 @@ class Worker:
         self.connection.close()
         self.process.terminate()
         self.process.join()
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """For processes that start in here: toolboxes print, and standard output is the table's."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(ours, 1)
+        os.close(ours)
 
 
 def run(

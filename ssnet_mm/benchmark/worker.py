@@ -6,11 +6,9 @@ that nothing else of the benchmark runs while a row is timed.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import signal
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -260,11 +258,10 @@ def serve(connection: Connection, make: Callable[..., Any], *args: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     warnings.simplefilter('ignore')  # each row would repeat them
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is the table's
-            subject = make(*args)
-            connection.send((True, None))
-            while True:
-                connection.send((True, getattr(subject, connection.recv())()))
+        subject = make(*args)
+        connection.send((True, None))
+        while True:
+            connection.send((True, getattr(subject, connection.recv())()))
     except EOFError:  # the parent is gone
         return
     except Exception as error:  # the row's failure is its result
