@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_LONGEST = 1000  # colours
+
 
 def voc_palette() -> NDArray[np.uint8]:
     """VOC's colour map, (256, 3) uint8 RGB: bit 3k+c of an index is bit 7-k of its channel c."""
@@ -16,13 +18,17 @@ def voc_palette() -> NDArray[np.uint8]:
 
 
 def is_palette(palette: Any) -> bool:
-    """Whether it is a list of RGB colours, 0 to 255."""
+    """Whether it is a list of RGB colours, 0 to 255, and no longer than a checkpoint's may be."""
     rows = palette.tolist() if hasattr(palette, 'tolist') else palette
-    return isinstance(rows, (list, tuple)) and all(
-        isinstance(row, (list, tuple, np.ndarray))
-        and len(row) == 3
-        and all(_is_level(n) for n in row)
-        for row in rows
+    return (
+        isinstance(rows, (list, tuple))
+        and len(rows) <= _LONGEST
+        and all(
+            isinstance(row, (list, tuple, np.ndarray))
+            and len(row) == 3
+            and all(_is_level(n) for n in row)
+            for row in rows
+        )
     )
 
 

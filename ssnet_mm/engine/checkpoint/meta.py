@@ -67,7 +67,7 @@ def _faults_of_meta(checkpoint: Mapping[str, Any]) -> Iterator[str]:
             and all(isinstance(name, str) and len(name) <= _LONGEST for name in classes)
         ):
             yield f'the classes of {where} are no list of names'
-        if palette is not None and not (is_palette(palette) and len(palette) <= _LONGEST):
+        if palette is not None and not is_palette(palette):
             yield f'the palette of {where} is no list of RGB colours'
 
 
