@@ -70,9 +70,10 @@ class CheckedPipeline(Compose):
             except Exception as error:  # decoders and transforms raise all kinds
                 name = type(transform).__name__
                 at_fault = image if name.startswith('LoadImage') else where
+                settings = '' if name.startswith('Load') else f', or the settings of {name}'
                 raise SampleError(
-                    f'{at_fault}: {name} fails with {describe(error)}; mend the file, or take it '
-                    'out of the list'
+                    f'{at_fault}: {name} fails with {describe(error)}; mend the file{settings}, or '
+                    'take it out of the list'
                 ) from error
             if data is None:
                 return None  # the data set takes another sample
