@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,6 +83,34 @@ def named_file(path: str) -> str:
         return path
     beside = os.path.join(os.path.dirname(path), os.path.basename(name))
     return next((found for found in (beside, name) if name and os.path.isfile(found)), path)
+
+
+def listed(folder: Path, recursive: bool, closed: Set[str] = frozenset()) -> Iterator[Path]:
+    """What a folder holds, sorted, each folder that counts replaced by what it holds.
+
+    Args:
+        folder: The folder.
+        recursive: Whether folders in it count: not hidden ones, nor links back to a folder that
+            they are in.
+        closed: Real paths of folders that do not count; these stand for themselves.
+
+    Raises:
+        UserError: A folder can't be listed.
+    """
+    try:
+        items = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"can't list {folder}: {error.strerror or error}; change its permissions or move it "
+            'elsewhere'
+        ) from error
+    closed = closed | {os.path.realpath(folder)}  # a link back to it would go round
+    for item in items:
+        below = recursive and not item.name.startswith('.') and os.path.isdir(item)
+        if below and os.path.realpath(item) not in closed:
+            yield from listed(item, recursive, closed)
+        else:
+            yield item
 
 
 def sweep_temporary(folder: str | os.PathLike[str]) -> None:

@@ -19,6 +19,7 @@ FORMATS = (  # as in ssnet_mm.prepare.formats, which takes long to import
     'index', 'binary', 'colours', 'cvat', 'coco', 'labelme', 'label-studio', 'label-studio-png',
     'camvid',
 )  # fmt: skip
+_SETTINGS = ('format', 'masks', 'classes', 'colours', 'void', 'val', 'seed', 'images', 'exif')
 NAMED = ('voc', 'camvid')  # data sets with a way of their own
 
 
@@ -84,6 +85,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Prepare; exit code 1 where files were left out."""
     name, source, dest = _paths(args.paths)
+    unused = ['format'] if name == 'camvid' else list(_SETTINGS) if name == 'voc' else []
+    if unused := [setting for setting in unused if getattr(args, setting)]:
+        raise UserError(f'prepare {name} takes no --{unused[0]}: {name} is a format, and says it')
     if name == 'voc':
         from ssnet_mm.prepare.voc import prepare_voc
 
@@ -103,8 +107,8 @@ def main(args: argparse.Namespace) -> None:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """The options as :func:`ssnet_mm.prepare.run.prepare` takes them."""
-    names = ('format', 'masks', 'colours', 'void', 'val', 'seed', 'images', 'exif')
-    return Settings(classes=_names(args.classes), **{name: getattr(args, name) for name in names})
+    given = {name: getattr(args, name) for name in _SETTINGS}
+    return Settings(**{**given, 'classes': _names(args.classes)})
 
 
 def tell(faults: list[str]) -> None:
@@ -123,8 +127,9 @@ def _paths(paths: list[str]) -> tuple[str, Path, Path]:
 
 def _names(words: list[str]) -> list[str]:
     if len(words) == 1 and Path(words[0]).is_file():
-        lines = Path(words[0]).read_text(encoding='utf-8-sig').splitlines()
-        words = [line.strip() for line in lines if line.strip()]
+        from ssnet_mm.prepare.labels import read_names
+
+        words = read_names(Path(words[0]))
     repeated = sorted({word for word in words if words.count(word) > 1})
     if repeated:
         raise UserError(f'--classes names {repeated[0]} twice')

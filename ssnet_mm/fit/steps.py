@@ -177,11 +177,6 @@ def _prepare(task: Fit, state: State) -> Prepared:
             raise UserError(
                 f'no image is left to {split} with; give more than one, or another --val'
             )
-    if len(data.record.classes) < 2:
-        raise UserError(
-            f'the masks hold one class alone, {data.record.classes[0]}, and a network tells at '
-            'least two from each other; give masks of two or more'
-        )
     known = state.steps.get('prepare', {})
     counts = {split: data.counts[split] for split in data.counts}
     if known and known['result']['counts'] != counts:

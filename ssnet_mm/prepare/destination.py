@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ class Destination:
         if root.exists() and not root.is_dir():
             raise UserError(f'{root} is a file: name another folder')
         self.record = _read_record(root / RECORD)
-        if self.record is None and root.is_dir() and any(root.iterdir()):
+        if self.record is None and any(not path.name.startswith('.') for path in _held(root)):
             raise UserError(
                 f'{root} holds other files, which are left alone: name a new or an empty folder'
             )
@@ -105,14 +106,10 @@ class Destination:
         write_result(self.root / RECORD, json.dumps(content, indent=1).encode())
 
     def write(self, name: str, photo: bytes, mask: Mask) -> None:
-        """Write what is missing of an image and its mask."""
+        """Write an image and its mask; one of the two that is there may be of another state."""
         assert self.record is not None
-        for path, data in (
-            (self.mask(name), lambda: encode_mask(mask, self.record.palette)),
-            (self.image(name), lambda: photo),
-        ):
-            if not path.exists():
-                write_result(path, data())
+        write_result(self.mask(name), encode_mask(mask, self.record.palette))
+        write_result(self.image(name), photo)
 
     def finish(self) -> Counter[str]:
         """Write the lists of the images that are there, and the classes; count them by split."""
@@ -127,6 +124,10 @@ class Destination:
                 _write_changed(self.list_file(split), text)
         _write_changed(self.root / CLASSES, ''.join(f'{name}\n' for name in self.record.classes))
         return Counter({split: len(listed) for split, listed in names.items()})
+
+
+def _held(root: Path) -> Iterable[Path]:
+    return root.iterdir() if root.is_dir() else ()
 
 
 def _write_changed(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ssnet_mm.errors import UserError
@@ -28,6 +29,11 @@ class ClassNames:
         self._void = {name.casefold() for name in void}
         if given:
             ours = list(given)
+            late = [name for name in ours[1:] if is_background(name)]
+            if late:
+                raise UserError(
+                    f'--classes: {late[0]} is what nothing marks, class 0; name it first'
+                )
             if not is_background(ours[0]):
                 ours.insert(0, BACKGROUND)
         else:
@@ -59,6 +65,19 @@ class ClassNames:
             f'the label {label!r} is none of the classes; add it at the end of --classes, or leave '
             f'its areas out with --void {label!r}'
         )
+
+
+def read_names(path: Path) -> list[str]:
+    """A name a line; LabelMe's ``__ignore__``, which is no class, is left out.
+
+    Raises:
+        UserError: The file can't be read.
+    """
+    try:
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read ({error}); save it as UTF-8 text") from error
+    return [name for line in lines if (name := line.strip()) and name != '__ignore__']
 
 
 def is_background(name: str) -> bool:

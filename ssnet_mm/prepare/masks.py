@@ -68,7 +68,10 @@ def stored_values(image: Image.Image) -> NDArray[Any] | None:
     if array.dtype == bool:
         return array * np.uint8(255)
     if array.ndim == 3:
-        grey = array[..., 0]
+        grey, alpha = array[..., 0], array[..., -1]
+        one_colour = (array[..., :-1] == array[:1, :1, :-1]).all()
+        if image.mode in ('RGBA', 'LA') and one_colour and (alpha != alpha[:1, :1]).any():
+            return alpha  # what is cut out of one colour
         if image.mode not in ('LA', 'PA') and (array[..., :3] != grey[..., None]).any():
             return None
         return grey
@@ -87,6 +90,20 @@ def read_grey(path: Path) -> NDArray[Any]:
     return values
 
 
+def inner_counts(values: NDArray[Any]) -> dict[int, int]:
+    """Of each value the pixels whose neighbours above, below, left and right have it too."""
+    middle = values[1:-1, 1:-1]
+    same = (middle == values[:-2, 1:-1]) & (middle == values[2:, 1:-1])
+    same &= (middle == values[1:-1, :-2]) & (middle == values[1:-1, 2:])
+    found, counts = np.unique(middle[same], return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist()))
+
+
+def is_area(pixels: int, inner: int) -> bool:
+    """Edges that are painted smoothly are a pixel wide, so they have hardly an interior."""
+    return inner >= max(4, 0.05 * pixels)
+
+
 @lru_cache(maxsize=4)
 def survey(folder: Folder) -> tuple[str, str]:
     """Which kind of masks a folder holds: 'index', 'binary', 'colours' or none; and why."""
@@ -94,6 +111,7 @@ def survey(folder: Folder) -> tuple[str, str]:
     if not paths:
         return '', ''
     counts: Counter[int] = Counter()
+    inner: Counter[int] = Counter()
     looked = 0
     for path in paths[:: -(-len(paths) // _LOOKED_AT)]:
         try:
@@ -103,7 +121,8 @@ def survey(folder: Folder) -> tuple[str, str]:
         if values is None:
             return 'colours', f'{len(paths)} masks, of which {path.name} is a colour picture'
         if values.dtype.kind == 'f':
-            values = values.astype(int)
+            values = np.nan_to_num(values, posinf=0, neginf=0).astype(int)
+        inner.update(inner_counts(values))
         found, pixels = np.unique(values, return_counts=True)
         counts.update(dict(zip(found.tolist(), pixels.tolist())))
         looked += 1
@@ -113,9 +132,11 @@ def survey(folder: Folder) -> tuple[str, str]:
     share = sum(counts[v] for v in between) / sum(counts.values())
     shown = ', '.join(map(str, sorted(counts)[:6])) + (', ...' if len(counts) > 6 else '')
     why = f'{len(paths)} grey or palette masks with values {shown}'
-    if counts.keys() <= {0, 255} and 255 in counts:
+    if counts.keys() in ({0, 255}, {255}, {0, 65535}, {65535}):
         return 'binary', why
-    if len(between) >= 8 and share < _EDGES and between[0] < 96 and between[-1] > 160:
+    grey = [value for value in between if 16 <= value < 240]  # JPEG has areas near black and white
+    soft = not is_area(sum(counts[v] for v in grey), sum(inner[v] for v in grey))
+    if len(between) >= 8 and share < _EDGES and between[0] < 96 and between[-1] > 160 and soft:
         return 'binary', f'{why}, of which those between 0 and 255 are edges'
     if not between or not 40 < between[-1] < 256 or len(between) >= between[-1] / 3:
         return 'index', why

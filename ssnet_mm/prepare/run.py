@@ -18,7 +18,7 @@ from ssnet_mm.errors import UserError, few
 from ssnet_mm.palette import voc_palette
 from ssnet_mm.prepare.destination import Destination, Entry, Record, name_for
 from ssnet_mm.prepare.formats import FORMATS, recognise
-from ssnet_mm.prepare.formats.colours import read_table
+from ssnet_mm.prepare.formats.colours import Colour, code_of, hex_of, read_table
 from ssnet_mm.prepare.photos import UNCLEAR, Photo, encode, frame_of, read_photo, upright
 from ssnet_mm.prepare.settings import Settings
 from ssnet_mm.prepare.source import (
@@ -89,13 +89,18 @@ def prepare(
     if not found.items:
         more = f'; the first of {len(faults)} faults: {faults[0]}' if faults else ''
         raise UserError(f'{source} holds no photo with an annotation{more}')
+    if len(found.classes) < 2:
+        raise UserError(
+            f'the masks hold one class alone, {few(found.classes)}, and a network tells at least '
+            'two from each other; give masks of two or more, or name those to come by --classes'
+        )
     photos, bad = _look(found.items)
     faults += bad
     suffix = _suffix(settings, before, photos)
     record = Record(
         suffix,
         found.classes,
-        found.palette or [tuple(c) for c in voc_palette()[: len(found.classes)].tolist()],
+        found.palette or _palette(len(found.classes), before),
         found.void or list(settings.void or (before.void if before else ())),
         dict(before.images) if before else {},
     )
@@ -105,8 +110,16 @@ def prepare(
             f'{", ".join(found.classes)}; name another folder, or --classes as they were, new ones '
             'last'
         )
+    for name, was, now in zip(found.classes, before.palette if before else (), found.palette):
+        if was != now:
+            raise UserError(
+                f'{dest} was made with {hex_of(code_of(was))} for {name}, and now it is '
+                f'{hex_of(code_of(now))}; name another folder, or give each class its colour'
+            )
     items, changed = _name(found, folder, photos, record)
     listed = listed_splits(folder)
+    if listed and not any(item.key in listed for item in items.values()):
+        say('note: the lists in ImageSets name none of the photos, and do not count')
     for line in _assign(record, before, items, listed, val, settings.seed):
         say(line)
     destination.begin(record)
@@ -143,11 +156,16 @@ def _options(settings: Settings, before: Record | None) -> Options:
             raise UserError('--colours names the classes too; leave --classes out')
         return Options(list(table), list(table.values()), settings.void)
     if before:
-        # new ones may follow; their colours are found, or follow the table
+        # new ones may follow, whose colours are found
         classes = settings.classes or before.classes
-        colours = before.palette if len(classes) == len(before.classes) else ()
-        return Options(classes, colours, settings.void or before.void)
+        return Options(classes, before.palette, settings.void or before.void)
     return Options(settings.classes, (), settings.void)
+
+
+def _palette(classes: int, before: Record | None) -> list[Colour]:
+    """For what has no colours of its own: those that it has, then VOC's."""
+    known = before.palette if before else []
+    return [*known, *(tuple(c) for c in voc_palette()[len(known) : classes].tolist())]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssnet_mm.errors import UserError
+from ssnet_mm.files import listed
 from ssnet_mm.limits import IMAGE_SUFFIXES, parse_json
 
-_UNREAD = (
+UNREAD_SUFFIXES = (
     '.arw', '.avif', '.cr2', '.cr3', '.dng', '.heic', '.heif', '.jp2', '.jxl', '.nef', '.psd',
     '.tga',
 )  # fmt: skip
@@ -46,7 +47,7 @@ class Options:
 
     Args:
         classes: Names of the classes by index; empty where the source has to tell.
-        colours: RGB by class, of masks that are colour pictures; empty as above.
+        colours: RGB of the first of them, of masks that are colour pictures; the others' are found.
         void: Values, colours or names that do not count, beside those that a format has anyway.
     """
 
@@ -104,7 +105,7 @@ class Annotations:
 
 
 class Folder:
-    """All files below a folder, listed once; hidden ones and what macOS adds are left out.
+    """All files below a folder, listed once, by links too; without hidden ones and macOS' own.
 
     Args:
         root: The folder.
@@ -117,11 +118,12 @@ class Folder:
             raise UserError(f'{root}: {what}; name the folder that holds photos and annotations')
         self.root = root
         self.masks = masks
-        self.files: list[str] = []  # relative to the root, with slashes
-        for parent, folders, names in os.walk(root):
-            folders[:] = sorted(f for f in folders if not f.startswith('.') and f != '__MACOSX')
-            base = Path(parent).relative_to(root)
-            self.files += [(base / n).as_posix() for n in sorted(names) if not n.startswith('.')]
+        found = (path for path in listed(root, recursive=True) if not os.path.isdir(path))
+        self.files = [  # relative to the root, with slashes
+            path.as_posix()
+            for path in (path.relative_to(root) for path in found)
+            if not path.name.startswith('.') and '__MACOSX' not in path.parts
+        ]
 
     def having(self, *suffixes: str) -> list[str]:
         """Files with one of some suffixes, in upper or lower case."""
@@ -134,7 +136,7 @@ class Folder:
     @cached_property
     def unread(self) -> list[str]:
         """Photos by their names, of formats that Pillow does not read everywhere."""
-        return self.having(*_UNREAD)
+        return self.having(*UNREAD_SUFFIXES)
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
@@ -194,12 +196,13 @@ class Folder:
 
 
 def listed_splits(folder: Folder) -> dict[str, str]:
-    """Names with their split, of lists as VOC's layout has them."""
+    """Keys of images with their split, of lists as VOC's layout has them."""
     found: dict[str, str] = {}
     for name in folder.having('.txt'):
-        if match := re.search(r'(?:^|/)ImageSets/Segmentation/(train|val|test)\.txt$', name):
+        if match := re.fullmatch(r'(|.*/)ImageSets/Segmentation/(train|val|test)\.txt', name):
             text = (folder.root / name).read_text(encoding='utf-8-sig', errors='replace')
-            found.update((line.strip(), match[1]) for line in text.splitlines() if line.strip())
+            lines = filter(None, map(str.strip, text.splitlines()))
+            found.update((key_of(f'{match[1]}{line}.jpg'), match[2]) for line in lines)
     return found
 
 
@@ -253,14 +256,14 @@ def pair_up(folder: Folder) -> tuple[list[Pair], list[str]]:
     masks = folder.masks
     faults: list[str] = []
     if masks is None:
-        images = _by_key(folder.root, _photos(folder), False, faults)
-        found = _by_key(folder.root, mask_files(folder), True, faults)
+        images = _by_key(folder.root, _photos(folder), None, faults)
+        found = _by_key(folder.root, mask_files(folder), images, faults)
     else:
         inside = masks.resolve()
         paths = ((n, (folder.root / n).resolve()) for n in folder.images)
         listed = [n for n, path in paths if inside not in path.parents]
-        images = _by_key(folder.root, listed, False, faults)
-        found = _by_key(masks, _inside(masks), True, faults)
+        images = _by_key(folder.root, listed, None, faults)
+        found = _by_key(masks, _inside(masks), images, faults)
         if not found:
             raise UserError(f'{masks} holds no masks; they are image files, one a photo')
     stems = _unique_tails(images), _unique_tails(found)
@@ -298,13 +301,25 @@ def all_masks(folder: Folder) -> list[Path]:
     return [folder.root / name for name in mask_files(folder)]
 
 
-def _by_key(root: Path, names: Iterable[str], mask: bool, faults: list[str]) -> dict[str, Path]:
-    """Files by what an image and its mask have in common; a line for two that have the same."""
+def _by_key(
+    root: Path, names: Iterable[str], photos: Mapping[str, Path] | None, faults: list[str]
+) -> dict[str, Path]:
+    """Files by what an image and its mask have in common; a line for two that have the same.
+
+    Args:
+        root: Folder of the files.
+        names: Their paths in it.
+        photos: Those found before, for masks; None for photos themselves.
+        faults: Takes the lines.
+    """
     found: dict[str, Path] = {}
+    tails = {key.rpartition('/')[2] for key in photos or ()}
     for name in names:
-        key = key_of(name, mask)
+        key = key_of(name)
+        if photos is not None and key.rpartition('/')[2] not in tails:
+            key = key_of(name, mask=True)  # no photo is named x_mask, so that x is meant
         if key in found:
-            what = 'mask' if mask else 'photo'
+            what = 'photo' if photos is None else 'mask'
             faults.append(f'{root / name}: {found[key]} is a {what} of that name too; keep one')
         else:
             found[key] = root / name

@@ -110,6 +110,40 @@ def test_black_and_white_masks_may_be_soft_or_of_one_bit(source, run):
     np.testing.assert_array_equal(read_mask(made.root, 'b'), striped(0, 1))
 
 
+def blobs(values):
+    """A mask of zeros with a small square of each value."""
+    mask = np.zeros((120, 160), np.uint8)
+    for i, value in enumerate(values):
+        mask[10 * (i % 10) :, 12 * (i // 10) :][:8, :8] = value
+    return mask
+
+
+def cut_out(colour):
+    """An RGBA mask that is one colour; where it is opaque is the object."""
+    return np.dstack([np.full((*SIZE[::-1], 3), colour, np.uint8), striped(0, 255)])
+
+
+@pytest.mark.parametrize(
+    ('mask', 'classes', 'wanted'),
+    [
+        (striped(0, 65535, dtype=np.uint16), ['background', 'object'], striped(0, 1)),
+        # ten classes in few pixels, in no way edges between black and white
+        (blobs(range(25, 251, 25)), 11, None),
+        (blobs([1, 2, 3, 17, 44, 71, 98, 125, 152, 171, 255]), 12, None),
+        (cut_out((0, 0, 0)), ['background', 'object'], striped(0, 1)),
+        (cut_out((255, 255, 255)), ['background', 'object'], striped(0, 1)),
+    ],
+    ids=['16 bits', 'sparse grey levels', 'sparse numbers', 'black, cut out', 'white, cut out'],
+)
+def test_what_looks_black_and_white_and_what_does_not(source, run, mask, classes, wanted):
+    files = {f'photos/{n}.jpg': photo(i, mask.shape[1::-1]) for i, n in enumerate('ab')}
+    made, _ = run(source({**files, 'masks/a.png': mask, 'masks/b.png': mask}))
+    found = made.record.classes
+    assert not made.faults and (found == classes or len(found) == classes)
+    if wanted is not None:
+        np.testing.assert_array_equal(read_mask(made.root, 'a'), wanted)
+
+
 RED, BLUE, GREEN = (200, 0, 0), (0, 0, 200), (0, 180, 0)
 
 
@@ -147,6 +181,20 @@ def test_colours_go_by_a_table_in_three_spellings(source, run, tmp_path, table):
     np.testing.assert_array_equal(read_mask(made.root, 'b'), striped(255, 1))
     again, _ = run(folder)  # the folder made remembers
     assert again.counts == made.counts and again.record.void == ['#000000']
+
+
+def test_new_colours_follow_those_that_the_folder_was_made_with(source, run):
+    black = (0, 0, 0)
+    folder = source(two(coloured(black, RED), coloured(black, RED)))
+    run(folder, classes=['background', 'scratch'])
+    source({'photos/c.jpg': photo(2), 'masks/c.png': coloured(RED, BLUE, BLUE, BLUE)})
+    made, _ = run(folder, classes=['background', 'scratch', 'dent'])
+    assert made.record.palette == [black, RED, BLUE]  # though there is more blue
+    np.testing.assert_array_equal(read_mask(made.root, 'c'), striped(1, 2, 2, 2))
+    (folder / 'labelmap.txt').write_text('background:0,0,0\nscratch:0,0,200\ndent:200,0,0\n')
+    table = dict(colours=folder / 'labelmap.txt', format='colours')
+    with pytest.raises(UserError, match='was made with #c80000 for scratch, and now it is #0000c8'):
+        run(folder, **table)
 
 
 def test_grey_levels_far_apart_are_colours(source, run):
@@ -192,6 +240,58 @@ def test_label_studio_knows_polygons_rectangles_and_ellipses(source, run):
     assert mask[0, 0] == mask[15, 11] == 1 and mask[8, 6] == 2 and mask[1, 6] == 1
     assert mask[12, 20] == 2 and mask[4, 20] == 0
     assert abs((mask[:, :12] == 2).sum() - np.pi * 3 * 4) < 14
+
+
+def regions(*results, data=None):
+    """Label Studio's export of one task."""
+    size = dict(original_width=SIZE[0], original_height=SIZE[1])
+    result = [{**size, **result} for result in results]
+    data = data or dict(image='https://host/x/a.jpg?sv=2024&sig=x%2Fy.z')
+    return json.dumps([dict(id=7, data=data, annotations=[dict(result=result)])])
+
+
+def half(right=False, **value):
+    x = 50 * right
+    return dict(value=dict(points=[[x, 0], [x + 50, 0], [x + 50, 100], [x, 100]], **value))
+
+
+def test_label_studios_labels_may_be_chosen_apart_from_the_shape(source, run):
+    shape = dict(half(), type='polygon', id='r')
+    labelled = dict(half(labels=['cat']), type='labels', id='r')
+    box = dict(value=dict(x=50, y=0, width=50, height=100, rotation=0, labels=['dog']))
+    made, _ = run(source({'a.jpg': photo(), 'ls.json': regions(shape, labelled, box)}))
+    assert made.record.classes == ['background', 'cat', 'dog']
+    np.testing.assert_array_equal(read_mask(made.root, 'a'), striped(1, 2))
+
+
+@pytest.mark.parametrize(
+    ('results', 'told'),
+    [
+        ([dict(value=dict(x=5, y=5, width=1, keypointlabels=['x']))], 'region of keypointlabels'),
+        ([dict(value=dict(vertices=[], vectorlabels=['x']))], 'region of vectorlabels'),
+        (
+            [dict(half(labels=['x']), to_name='a'), dict(half(labels=['x']), to_name='b')],
+            'task 7: has regions on several images, a, b; annotate one image a task',
+        ),
+        ([half(labels=['x'])], 'task 7: names several images, a, b, and not on which'),
+    ],
+)
+def test_label_studios_regions_are_drawn_or_told(source, run, results, told):
+    good = regions(half(polygonlabels=['x']), data=dict(image='good.jpg'))
+    several = dict(a='a.jpg', b='b.jpg')
+    bad = regions(*results, data=several if 'images' in told else dict(image='a.jpg'))
+    files = {f'{n}.jpg': photo(i) for i, n in enumerate(['a', 'b', 'good'])}
+    made, _ = run(source({**files, 'bad.json': bad, 'good.json': good}))
+    assert len(made.faults) == 1 and told in made.faults[0]
+    assert read_mask(made.root, 'good').any()
+
+
+def test_of_several_images_of_a_task_the_regions_name_theirs(source, run):
+    export = regions(
+        dict(half(labels=['x']), to_name='right'), data=dict(left='a.jpg', right='b.jpg')
+    )
+    made, _ = run(source({'a.jpg': photo(), 'b.jpg': photo(1), 'ls.json': export}))
+    assert list(made.record.images) == ['b']
 
 
 def test_a_photo_may_be_in_the_json_of_labelme_alone(source, run):

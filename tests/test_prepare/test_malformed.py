@@ -185,8 +185,18 @@ CASES = {
         coco([], images__file_name='good.jpg'),
         'good.jpg is in coco.json too',
     ),
+    'no categories': (
+        {**GOOD_COCO, **coco(runs([0, W * H]))},
+        {'more.json': json.dumps(dict(images=[], annotations=[], categories=None))},
+        'more.json: categories without name',
+    ),
     'no file name': (GOOD_COCO, coco([], images__file_name=None), 'image 2 has no file_name'),
     # Label Studio
+    'an address that is none': (
+        GOOD_STUDIO,
+        studio([], image='http://[cam1]/bad2.jpg'),
+        'task 7: names an image that is not there, http://[cam1]/bad2.jpg',
+    ),
     'strokes cut short': (
         GOOD_STUDIO,
         studio([0, 0, 6, 0]),
@@ -219,6 +229,14 @@ CASES = {
         'lone.png: a mask without a photo; images/lone.HEIC is of a format that is not read',
     ),
     'a mask as JPEG': (GOOD_MASKS, {'masks/bad.jpg': encoded(striped(0, 1), 'JPEG')}, 'is a JPEG'),
+    'a mask of infinities': (
+        GOOD_MASKS,
+        {
+            'masks/bad.tif': encoded(np.full((H, W), np.inf, np.float32), 'TIFF'),
+            'classes.txt': '__ignore__\na\nb\nc\n',
+        },
+        'bad.tif: holds fractions, NaN or infinity',
+    ),
     'a mask of large numbers': (
         GOOD_MASKS,
         {'masks/bad.png': striped(0, 700, dtype=np.uint16), 'classes.txt': 'a\nb\nc\n'},
@@ -240,7 +258,7 @@ CASES = {
 
 # cases in which more than one file is at fault, and those in which the second photo is not
 SEVERAL = {'a mask without photo', 'a mask without a photo that is read'}
-SOUND = {'an unknown image'}
+SOUND = {'an unknown image', 'no categories'}
 
 
 def packed(length, value):

@@ -78,6 +78,42 @@ def test_lists_of_vocs_layout_split(source, run):
     assert [names(made.root, s) for s in ('train', 'val', 'test')] == [['p0', 'p3'], ['p1'], ['p2']]
 
 
+def test_lists_and_photos_may_lie_deeper_and_lists_of_others_are_told(source, run):
+    files = {f'task/{name}': content for name, content in some(4).items()}
+    files['task/ImageSets/Segmentation/val.txt'] = 'p1\n'
+    made, said = run(source(files))
+    assert names(made.root, 'val') == ['task_p1']
+    assert 'as the source has it' in said
+    folder = source({'task/ImageSets/Segmentation/val.txt': 'x1\n'})
+    assert 'the lists in ImageSets name none of the photos' in run(folder, 'others')[1]
+
+
+def test_folders_that_are_links_count(source, run, tmp_path):
+    folder = source(some(2))
+    for name, content in some(5).items():
+        write(tmp_path / 'more' / name, content)
+    for part in ('images', 'masks'):
+        (folder / part / 'more').symlink_to(tmp_path / 'more' / part)
+        (tmp_path / 'more' / part / 'round').symlink_to(folder / part)
+    made, _ = run(folder)
+    assert sum(made.counts.values()) == 7
+
+
+@pytest.mark.parametrize('end', ['_l', '_gt', '_mask'])
+def test_photos_may_be_named_as_masks_are(source, run, end):
+    files = {}
+    for i, name in enumerate(['cam', f'cam{end}', f'x{end}', 'x_r']):
+        files[f'images/{name}.jpg'] = photo(i)
+        if name != 'cam':
+            files[f'masks/{name}.png'] = striped(0, i)
+    made, _ = run(source(files))
+    assert made.faults == [
+        f'{made.root.parent}/source/images/cam.jpg: has no mask; make one, or move it elsewhere'
+    ]
+    assert read_mask(made.root, f'cam{end}').max() == 1
+    assert read_mask(made.root, f'x{end}').max() == 2
+
+
 def test_a_draw_depends_on_the_seed_alone(source, run):
     folder = source(some(10))
     first, again, other = (
@@ -139,6 +175,11 @@ def test_what_changed_is_told_and_made_anew_only_where_it_was_deleted(source, ru
     again, said = run(folder)
     np.testing.assert_array_equal(read_mask(made.root, 'p1'), striped(1, 0))
     assert again.record.images['p1'].split == made.record.images['p1'].split
+    write(folder / 'images' / 'p2.jpg', photo(77))
+    write(folder / 'masks' / 'p2.png', striped(2, 0))
+    (made.root / 'JPEGImages' / 'p2.jpg').unlink()  # a photo with another photo's mask is left
+    run(folder)
+    np.testing.assert_array_equal(read_mask(made.root, 'p2'), striped(2, 0))
     assert 'changed since' not in said + run(folder)[1]
 
 
@@ -225,6 +266,11 @@ def test_where_sizes_do_not_tell_how_a_photo_was_turned_it_is_refused(source, ru
     ('files', 'dest', 'told'),
     [
         ({'dest/own.txt': 'mine'}, 'dest', 'holds other files, which are left alone'),
+        (
+            {'source/masks/p0.png': striped(0), 'source/masks/p1.png': striped(0)},
+            'dest',
+            'hold one class alone, class 0',
+        ),
         ({}, 'source/inside', 'lie in one another'),
         ({'dest/prepared.json': '{"made_by": 3}'}, 'dest', "prepared.json can't be read"),
     ],
@@ -263,6 +309,9 @@ def test_the_tool_tells_what_was_left_out_and_that_by_its_exit_code(source, tool
         (['source', 'dest', '--val', 'lost.txt'], 'neither a share'),
         (['source', 'dest', '--classes', 'a', 'b', 'a'], '--classes names a twice'),
         (['source', 'dest', '--classes', 'a'], 'p0.png: holds 1, 2|p0.png: holds 1'),
+        (['source', 'dest', '--classes', 'latin.txt'], "latin.txt can't be read .* as UTF-8"),
+        (['voc', 'source', 'dest', '--val', '0.1'], 'prepare voc takes no --val'),
+        (['camvid', 'source', 'dest', '--format', 'coco'], 'prepare camvid takes no --format'),
         (['source', 'dest', '--void', 'grey'], '--void grey: the masks hold numbers'),
         (['source', 'dest', '--colours', 'lost.txt'], "lost.txt can't be read"),
     ],
@@ -271,6 +320,7 @@ def test_wrong_use_is_one_line(source, fails, tmp_path, monkeypatch, args, told)
     import re
 
     source(some(2))
+    (tmp_path / 'latin.txt').write_bytes('Straße\nBäume\n'.encode('cp1252'))
     monkeypatch.chdir(tmp_path)
     assert re.search(told, fails('prepare', *args))
     assert not (tmp_path / 'dest').exists()

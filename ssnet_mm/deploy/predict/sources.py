@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
 from ssnet_mm.deploy.predict.progress import say
 from ssnet_mm.errors import UserError, few
-from ssnet_mm.files import MAX_NAME
+from ssnet_mm.files import MAX_NAME, listed
 from ssnet_mm.limits import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (
@@ -47,10 +47,10 @@ def find_images(
         # names need not be text
         raw = getattr(lines, 'buffer', None)
         names = map(os.fsdecode, raw) if raw else iter(lines)
-        listed = [Path(name.strip()) for name in names if name.strip()]
-        if not listed:
+        paths = [Path(name.strip()) for name in names if name.strip()]
+        if not paths:
             raise UserError('no image: standard input names none; give one path a line')
-        return listed
+        return paths
     path = Path(path)
     if path.is_file():
         return [path]
@@ -58,7 +58,7 @@ def find_images(
         raise UserError(f'no image or folder {path}; check the path')
     images, others = [], []
     above = {os.path.realpath(leave_out)} if leave_out is not None else set()
-    for item in _listed(path, recursive, above):
+    for item in listed(path, recursive, above):
         # a broken link is an image that can't be read, and named as such
         folder = os.path.isdir(item)
         if item.suffix.lower() in IMAGE_SUFFIXES and not folder:
@@ -72,27 +72,6 @@ def find_images(
     if others:
         say(f'{len(others)} in {path} left out, no images by their names: {few(others)}')
     return images
-
-
-def _listed(folder: Path, recursive: bool, closed: set[str]) -> Iterator[Path]:
-    """What a folder holds, sorted, each folder that counts replaced by what it holds.
-
-    Those whose real path is in ``closed`` stand for themselves.
-    """
-    try:
-        items = sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(
-            f"can't list {folder}: {error.strerror or error}; change its permissions or move it "
-            'elsewhere'
-        ) from error
-    closed = closed | {os.path.realpath(folder)}  # a link back to it would go round
-    for item in items:
-        below = recursive and not item.name.startswith('.') and os.path.isdir(item)
-        if below and os.path.realpath(item) not in closed:
-            yield from _listed(item, recursive, closed)
-        else:
-            yield item
 
 
 def is_video(source: str | Path) -> bool:

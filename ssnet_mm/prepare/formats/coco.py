@@ -62,7 +62,8 @@ def read(folder: Folder, options: Options) -> Annotations:
         rows.sort(key=lambda row: row['id'] if isinstance(row.get('id'), int) else 0)
         categories.append({row['id']: row['name'] for row in rows if _hashable(row.get('id'))})
         found.update(dict.fromkeys(row['name'] for row in rows))
-        if len(categories[-1]) < len(content['categories']):
+        given = content['categories']
+        if not isinstance(given, list) or len(categories[-1]) < len(given):
             result.faults.append(
                 f'{folder.root / name}: categories without name, or with one id; put them right'
             )

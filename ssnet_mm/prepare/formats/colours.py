@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.prepare.formats.index import mask_item
 from ssnet_mm.prepare.labels import is_void
-from ssnet_mm.prepare.masks import open_mask, survey
+from ssnet_mm.prepare.masks import inner_counts, is_area, open_mask, survey
 from ssnet_mm.prepare.source import (
     MAX_CLASSES,
     VOID,
@@ -52,14 +52,12 @@ def read(folder: Folder, options: Options) -> Annotations:
     pairs, faults = pair_up(folder)
     notes: list[str] = []
     table_file = _table_file(folder, _TABLES)
-    if options.colours:
-        table = dict(zip(options.classes, options.colours))
-    else:
-        table = read_table(table_file) if table_file else {}
+    given = dict(zip(options.classes, options.colours))
+    table = read_table(table_file) if table_file and not given else dict(given)
     void = {_void_code(table, value) for value in options.void}
     void |= {code_of(colour) for name, colour in table.items() if is_void(name)}
     table = {name: colour for name, colour in table.items() if code_of(colour) not in void}
-    if table_file and not options.colours:
+    if table_file and not given:
         notes.append(f'{table_file} names {len(table)} classes and colours')
         if options.classes and list(options.classes) != list(table):
             raise UserError(f'--classes differs from {table_file}; leave it out, or put that right')
@@ -76,8 +74,10 @@ def read(folder: Folder, options: Options) -> Annotations:
         pixels += sum(counts.values())
         for code, count in counts.items():
             seen.setdefault(code, _Seen()).add(count, interior.get(code, 0))
-    if not table:
-        table = _propose({c: s for c, s in seen.items() if c not in void}, options.classes)
+    new = list(options.classes)[len(given) :]
+    if new or not table:
+        counted = {code: s for code, s in seen.items() if code not in void}
+        table.update(_propose(counted, new, {code_of(colour) for colour in given.values()}))
         shown = ', '.join(hex_of(code_of(colour)) for colour in table.values())
         notes.append(f'{len(table)} classes by the colours found, {shown}; --classes names them')
     if len(table) > MAX_CLASSES:
@@ -156,8 +156,7 @@ class _Seen:
 
     @property
     def is_area(self) -> bool:
-        """Edges that are painted smoothly are a pixel wide, so they have hardly an interior."""
-        return self.interior >= max(4, 0.05 * self.count)
+        return is_area(self.count, self.interior)
 
 
 def read_codes(path: Path) -> NDArray[np.uint32]:
@@ -172,19 +171,17 @@ def _count(path: Path) -> tuple[dict[int, int], dict[int, int]]:
     found, counts = np.unique(codes, return_counts=True)
     if len(found) > _FEW and np.sort(counts)[-_FEW:].sum() < 0.8 * codes.size:
         raise BadAnnotationError(f'has {len(found)} colours, as a photo has; is it a mask?')
-    return dict(zip(found.tolist(), counts.tolist())), _inner(codes)
+    return dict(zip(found.tolist(), counts.tolist())), inner_counts(codes)
 
 
-def _inner(codes: NDArray[np.uint32]) -> dict[int, int]:
-    middle = codes[1:-1, 1:-1]
-    same = (middle == codes[:-2, 1:-1]) & (middle == codes[2:, 1:-1])
-    same &= (middle == codes[1:-1, :-2]) & (middle == codes[1:-1, 2:])
-    found, counts = np.unique(middle[same], return_counts=True)
-    return dict(zip(found.tolist(), counts.tolist()))
+def _propose(seen: Mapping[int, _Seen], names: Sequence[str], known: Set[int]) -> dict[str, Colour]:
+    """Colours that are classes: those of areas, and of thin things that are no blend of areas.
 
-
-def _propose(seen: Mapping[int, _Seen], names: Sequence[str]) -> dict[str, Colour]:
-    """Colours that are classes: those of areas, and of thin things that are no blend of areas."""
+    Args:
+        seen: What was found.
+        names: Of the classes; empty to name them by their colours.
+        known: Colours of classes before these, which are left out.
+    """
     areas = [code for code, s in seen.items() if s.is_area]
     if len(areas) <= MAX_CLASSES:
         colours = np.array([_rgb(code) for code in areas], float).reshape(-1, 3)
@@ -196,12 +193,15 @@ def _propose(seen: Mapping[int, _Seen], names: Sequence[str]) -> dict[str, Colou
         raise UserError(
             f'the masks have {len(areas)} colours; give the classes and theirs by --colours FILE'
         )
+    areas = [code for code in areas if code not in known]
     # black first, then by frequency
     areas.sort(key=lambda code: (code != 0, -seen[code].count))
     shown = few(hex_of(code) for code in areas)
+    more = ' more' if known else ''
     if names and len(names) != len(areas):
         raise UserError(
-            f'--classes names {len(names)}, and the masks have {len(areas)} colours ({shown}); '
+            f'--classes names {len(names)}{more}, and the masks have {len(areas)}{more} colours '
+            f'({shown}); '
             'name as many, black first and then by frequency, or give a table by --colours FILE'
         )
     labels = names or ['background' if code == 0 else hex_of(code) for code in areas]
@@ -234,9 +234,9 @@ def _draw(pair: Pair, codes: Mapping[int, int], size: Size) -> Mask:
 
 def _strangers(read: NDArray[np.uint32], codes: Mapping[int, int]) -> Iterator[tuple[int, int]]:
     """Colours of areas that are no class."""
-    for code, count in _inner(read).items():
-        total = int((read == code).sum()) if code not in codes and count >= 4 else 0
-        if total and count >= 0.05 * total:
+    for code, count in inner_counts(read).items():
+        total = int((read == code).sum()) if code not in codes else 0
+        if total and is_area(total, count):
             yield code, total
 
 

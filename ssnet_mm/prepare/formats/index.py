@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from ssnet_mm.errors import UserError, few
+from ssnet_mm.prepare.labels import read_names
 from ssnet_mm.prepare.masks import DEEP_VOID, file_state, open_mask, stored_values, survey
 from ssnet_mm.prepare.source import (
     MAX_CLASSES,
@@ -70,8 +71,7 @@ def _named(folder: Folder) -> list[str]:
         for name in _NAMES:
             path = place / name
             if path.is_file():
-                lines = path.read_text(encoding='utf-8-sig', errors='replace').splitlines()
-                return [line.strip() for line in lines if line.strip()]
+                return read_names(path)
     return []
 
 
@@ -81,8 +81,8 @@ def _labels(path: object, void: set[int], num_classes: int) -> np.ndarray:
     if values is None:
         raise BadAnnotationError('is a colour picture, and others hold numbers; convert it')
     found = np.unique(values)
-    if found.dtype.kind == 'f' and (found != np.floor(found)).any():
-        raise BadAnnotationError('holds fractions; store whole class numbers')
+    if found.dtype.kind == 'f' and not (np.isfinite(found) & (found == np.floor(found))).all():
+        raise BadAnnotationError('holds fractions, NaN or infinity; store whole class numbers')
     kept = [int(v) for v in found if int(v) not in void]
     shift = 1 if 0 in void else 0
     limit = num_classes or MAX_CLASSES

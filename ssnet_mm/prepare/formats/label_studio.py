@@ -6,18 +6,23 @@ import csv
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssnet_mm.errors import few
+from ssnet_mm.limits import IMAGE_SUFFIXES
 from ssnet_mm.prepare.drawing import ellipse_area, shape_area
 from ssnet_mm.prepare.labels import ClassNames, fingerprint, leave_unmarked
 from ssnet_mm.prepare.masks import file_state, read_grey
 from ssnet_mm.prepare.source import (
+    MAX_JSON,
+    UNREAD_SUFFIXES,
     Annotations,
     BadAnnotationError,
     Folder,
@@ -30,11 +35,11 @@ from ssnet_mm.prepare.source import (
 )
 
 _UPLOADED = re.compile(r'^[0-9a-f]{8}-')  # put before the names of uploaded files
-_KINDS = {
-    'brushlabels': 'brush',
-    'polygonlabels': 'polygon',
-    'rectanglelabels': 'rectangle',
-    'ellipselabels': 'ellipse',
+_SHAPES = {  # what has an area, and the keys that tell it
+    'brush': {'rle'},
+    'polygon': {'points'},
+    'ellipse': {'x', 'y', 'radiusX', 'radiusY'},
+    'rectangle': {'x', 'y', 'width', 'height'},
 }
 _BRUSH = re.compile(
     r'task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-[\w@.]*-(?P<tag>[^-]+)-(?P<label>.+)'
@@ -94,7 +99,7 @@ def read(folder: Folder, options: Options) -> Annotations:
     used: dict[str, str] = {}
     for where, number, task, results in rows:
         try:
-            image = _image_of(folder, task)
+            image = _find(folder, _reference(task, results))
             if image in used:
                 raise BadAnnotationError(f'task {used[image]} is about {image} too; keep one')
             frame = _frame(results)
@@ -125,7 +130,7 @@ def read_png(folder: Folder, options: Options) -> Annotations:
     names = ClassNames(options.classes, found, options.void)
     result.classes = names.classes
     references = dict(_task_table(folder))
-    used: set[str] = set()
+    used: dict[str, str] = {}
     for task, files in brushes.items():
         where = str(folder.root / files[0])
         try:
@@ -135,6 +140,8 @@ def read_png(folder: Folder, options: Options) -> Annotations:
                     'JSON export of the same project beside the PNGs'
                 )
             image = _find(folder, references[task])
+            if image in used:
+                raise BadAnnotationError(f'task {used[image]} is about {image} too; keep one')
         except BadAnnotationError as error:
             result.faults.append(f'{where}: {error}')
             continue
@@ -142,7 +149,7 @@ def read_png(folder: Folder, options: Options) -> Annotations:
         kept = [f for f in files if (m := _match(f)) and int(m['annotation']) == last]
         if len(kept) < len(files):
             result.notes.append(f'task {task} has several annotations, the last counts')
-        used.add(image)
+        used[image] = task
         paths = [folder.root / name for name in kept]
         result.items.append(
             Item(
@@ -162,16 +169,36 @@ def read_png(folder: Folder, options: Options) -> Annotations:
 
 def _tasks(content: Any) -> list[Mapping[str, Any]]:
     rows = content if isinstance(content, list) else []
-    return [row for row in rows if isinstance(row, Mapping) and _reference(row)]
+    return [row for row in rows if isinstance(row, Mapping) and _references(row)]
 
 
-def _reference(task: Mapping[str, Any]) -> str:
-    """The photo's path or URL: in ``data`` of the JSON export, at the top of JSON-MIN."""
+def _references(task: Mapping[str, Any]) -> dict[str, str]:
+    """Paths or URLs of photos: in ``data`` of the JSON export, at the top of JSON-MIN and CSV."""
     data = task.get('data')
-    for value in (data if isinstance(data, Mapping) else task).values():
-        if isinstance(value, str) and re.search(r'\.(jpe?g|png|bmp|tiff?|webp|gif)$', value, re.I):
-            return value
-    return ''
+    values = data if isinstance(data, Mapping) else task
+    return {
+        str(key): value
+        for key, value in values.items()
+        if isinstance(value, str)
+        and _path_of(value).lower().endswith((*IMAGE_SUFFIXES, *UNREAD_SUFFIXES))
+    }
+
+
+def _reference(task: Mapping[str, Any], results: Sequence[Any] = ()) -> str:
+    """The photo that results are on: of several the one that they name, else ``image``."""
+    found = _references(task)
+    named = {r['to_name'] for r in results if _is_region(r) and isinstance(r.get('to_name'), str)}
+    if len(named) > 1:
+        raise BadAnnotationError(
+            f'has regions on several images, {few(sorted(named))}; annotate one image a task'
+        )
+    chosen = [name for name in (*named, 'image') if name in found][:1] or list(found)
+    if len(chosen) > 1:
+        raise BadAnnotationError(
+            f'names several images, {few(chosen)}, and not on which the regions are; annotate one '
+            'image a task'
+        )
+    return found[chosen[0]]
 
 
 def _annotations(task: Mapping[str, Any]) -> list[list[Any]]:
@@ -189,12 +216,25 @@ def _results(task: Mapping[str, Any]) -> list[Any]:
     if isinstance(rows, list):
         return [r for results in _annotations(task) for r in results]
     lists = [value for value in task.values() if isinstance(value, list)]
-    return [r for rows in lists for r in rows if isinstance(r, Mapping) and _kind(r)]
+    return [r for rows in lists for r in rows if _is_region(r)]
 
 
-def _kind(result: Any) -> str:
-    value = _value(result)
-    return next((key for key in _KINDS if key in value), '')
+def _label_key(result: Any) -> str:
+    """As in ``polygonlabels``, or ``labels`` where shape and label are chosen apart."""
+    return next((key for key in _value(result) if str(key).endswith('labels')), '')
+
+
+def _is_region(result: Any) -> bool:
+    """Whether it marks a part of an image as a class; not a choice, a relation or a text."""
+    return isinstance(result, Mapping) and bool(_label_key(result))
+
+
+def _shape_of(result: Any) -> str:
+    value, key = _value(result), _label_key(result)
+    named = key.removesuffix('labels')
+    if named in _SHAPES:
+        return named
+    return next((shape for shape, keys in _SHAPES.items() if keys <= value.keys()), '')
 
 
 def _value(result: Any) -> Mapping[str, Any]:
@@ -205,17 +245,18 @@ def _value(result: Any) -> Mapping[str, Any]:
 
 
 def _labels(result: Any) -> list[str]:
-    labels = _value(result).get(_kind(result), [])
+    labels = _value(result).get(_label_key(result), [])
     return [label for label in labels if isinstance(label, str)] if isinstance(labels, list) else []
 
 
-def _image_of(folder: Folder, task: Mapping[str, Any]) -> str:
-    return _find(folder, _reference(task))
+def _path_of(reference: str) -> str:
+    """Without what a URL asks for; of ``/data/local-files/?d=folder/a.jpg`` that."""
+    path, _, query = reference.partition('?')
+    return parse_qs(query).get('d', [path])[0]
 
 
 def _find(folder: Folder, reference: str) -> str:
-    url = urlsplit(reference)
-    path = parse_qs(url.query).get('d', [url.path])[0]  # /data/local-files/?d=folder/a.jpg
+    path = _path_of(reference)
     try:
         return folder.find_image(path)
     except BadAnnotationError:
@@ -238,14 +279,19 @@ def _drawer(results: Sequence[Any], names: ClassNames) -> Callable[[Size], Mask]
     def draw(size: Size) -> Mask:
         mask = np.zeros((size[1], size[0]), np.uint8)
         for result in results:
-            kind = _kind(result)
-            if not kind:
-                continue  # a choice, a relation, a text
+            if not _is_region(result):
+                continue
+            shape = _shape_of(result)
+            if not shape:
+                raise BadAnnotationError(
+                    f'a region of {_label_key(result)}, which has no area that is read; draw it as '
+                    'a polygon, brush, rectangle or ellipse, or delete it'
+                )
             labels = _labels(result)
             index = names.index(labels[0] if labels else None)
-            if isinstance(result, Mapping) and result.get('image_rotation'):
+            if result.get('image_rotation'):
                 raise BadAnnotationError('was rotated in Label Studio; turn the photo itself')
-            mask[_area(_value(result), _KINDS[kind], size)] = index
+            mask[_area(_value(result), shape, size)] = index
         return mask
 
     return draw
@@ -364,11 +410,12 @@ def _task_table(folder: Folder) -> Iterator[tuple[str, str]]:
             continue
     for name in folder.having('.csv'):
         with open(folder.root / name, encoding='utf-8-sig', errors='replace', newline='') as file:
-            for row in csv.DictReader(file):
-                cells = {k: v for k, v in row.items() if isinstance(k, str) and isinstance(v, str)}
-                reference = _reference({k: v for k, v in cells.items() if k != 'id'})
-                if cells.get('id') and reference:
-                    yield cells['id'], reference
+            csv.field_size_limit(MAX_JSON)  # brush strokes stand in one
+            with suppress(csv.Error, BadAnnotationError):
+                for row in csv.DictReader(file):
+                    cells = {k: v for k, v in row.items() if k and isinstance(v, str)}
+                    if cells.get('id') and _references(cells):
+                        yield cells['id'], _reference(cells)
 
 
 def _png_drawer(paths: Sequence[Path], names: ClassNames) -> Callable[[Size], Mask]:

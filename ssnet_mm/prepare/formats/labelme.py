@@ -14,7 +14,7 @@ import numpy as np
 
 from ssnet_mm.limits import MAX_PIXELS, open_image
 from ssnet_mm.prepare.drawing import check_points, shape_area
-from ssnet_mm.prepare.labels import ClassNames, fingerprint, leave_unmarked
+from ssnet_mm.prepare.labels import ClassNames, fingerprint, leave_unmarked, read_names
 from ssnet_mm.prepare.source import (
     Annotations,
     BadAnnotationError,
@@ -78,7 +78,7 @@ def read(folder: Folder, options: Options) -> Annotations:
                 draw=_drawer(folder, name, names),
                 state=partial(str, light['state']),
                 frame=light['frame'],
-                split=split_of(name),
+                split=split_of(name) or split_of(image),
                 data=embedded,
             )
         )
@@ -93,10 +93,7 @@ def _is_labelme(content: Any) -> bool:
 def _listed(folder: Folder) -> list[str]:
     """LabelMe's own labels.txt."""
     path = folder.root / 'labels.txt'
-    if not path.is_file():
-        return []
-    lines = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines()]
-    return [line for line in lines if line and line != '__ignore__']
+    return read_names(path) if path.is_file() else []
 
 
 def _check(folder: Folder, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
