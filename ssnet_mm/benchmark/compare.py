@@ -135,8 +135,12 @@ def run(
             meters.update(_start_meters(context, [rows[i] for i in workers], settings))
             for turn in range(settings.rounds):
                 say(f'round {turn + 1} of {settings.rounds}')
-                for precision, meter in meters.items():
-                    peaks[precision].append(meter.ask('turn'))
+                for precision, meter in list(meters.items()):
+                    try:
+                        peaks[precision].append(meter.ask('turn'))
+                    except RowError as error:
+                        say(f'arithmetic in {precision}: {error}')
+                        meters.pop(precision).stop()
                 for i, worker in list(workers.items()):
                     with one_row(i) as result:
                         for name, seconds in worker.ask('turn').items():

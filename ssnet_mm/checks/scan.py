@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -63,7 +64,7 @@ class Split:
 
     def label(self, value: float) -> int:
         """What mmseg's LoadAnnotations makes of a value that is stored in a mask."""
-        label = int(value) % 256 if value == value else 0  # NaN is not equal to itself
+        label = int(value) % 256 if math.isfinite(value) else 0
         if self.reduces_zero:
             label = 255 if label in (0, 255) else label - 1
         label_map = getattr(self.dataset, 'label_map', None) or {}

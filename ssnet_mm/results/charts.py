@@ -91,7 +91,7 @@ def confusion_chart(scores: Scores, title: str = '') -> bytes:
         return png(figure)
 
 
-def curves_chart(runs: Sequence[Run], title: str = '') -> bytes:
+def curves_chart(runs: Sequence[Run]) -> bytes:
     """A PNG of the curves of several runs over each other, a panel for each kind of curve."""
     titles = [name for name in CURVES if any(name in run.curves for run in runs)]
     labels = _labels([run.name for run in runs])
@@ -119,8 +119,6 @@ def curves_chart(runs: Sequence[Run], title: str = '') -> bytes:
                 axes.yaxis.set_minor_formatter('{x:g}')
         handles, texts = panels.flat[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc='outside lower center', ncols=3, frameon=False)
-        if title:
-            figure.suptitle(title, fontsize=9)
         return png(figure)
 
 

@@ -61,7 +61,7 @@ def model_card(
     found = f'Found badly: {", ".join(weak)}. ' if weak else ''
     return f"""# {file.stem}
 The network of `{config}` (ssnet_mm {__version__}), {parameters:,} parameters,
-{len(rows)} classes: {', '.join(row['class'] for row in rows)}.
+{len(scores['classes'])} classes: {', '.join(row['class'] for row in scores['classes'])}.
 
 ```python
 from ssnet_mm.deploy import Segmenter

@@ -218,8 +218,10 @@ def with_num_classes(conversion: Conversion, num_classes: int) -> Conversion:
     bilinear, as in a new FCN8Head; everything else is kept.
 
     Raises:
-        UserError: There are no score layers.
+        UserError: There are no score layers, or nothing to tell apart.
     """
+    if num_classes < 1:
+        raise UserError(f'{num_classes} classes: expected 1 or more')
     levels, classes = _head({key: tuple(t.shape) for key, t in conversion.state_dict.items()})
     if not levels:
         raise UserError(f'{conversion.source} has no score layers to give {num_classes} classes')

@@ -82,5 +82,5 @@ def test_many_runs_of_one_name_can_be_told_apart():
     assert _labels(['a', 'b', 'a']) == ['a (1)', 'b', 'a (2)']
     curve = [(i, 1.0 + i) for i in range(3)]
     runs = [Run('a', {'loss': curve}), *(Run('b', {'mIoU': curve}) for _ in range(12))]
-    picture = Image.open(io.BytesIO(curves_chart(runs, 'title')))
+    picture = Image.open(io.BytesIO(curves_chart(runs)))
     assert picture.width == 1210 and picture.height > 400

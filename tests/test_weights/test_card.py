@@ -58,6 +58,7 @@ def test_the_card_tells_scores_limits_and_licence(trained, tmp_path):
     file = tmp_path / 'slim.safetensors'
     convert_weights(checkpoint, file, cfg=load_config(NAME), scores=report)
     card = (tmp_path / 'slim.md').read_text()
+    assert '3 classes: sky, pole, car.' in card  # a class that the test images lack is one too
     assert '3,307,036 parameters' in card and f'`{NAME}`' in card
     assert 'mIoU 51.1%' in card or 'mIoU 51.2%' in card
     assert '| sky | 90.0 | 80.0 | 7 |' in card and '| pole | 12.3 |  | 1 |' in card

@@ -242,6 +242,8 @@ def test_score_layers_are_made_anew_for_other_classes(conv_cfg):
                        state['backbone.fc7.conv.' + half + 'bias'])  # fmt: skip
     if conv_cfg:
         assert torch.equal(head['scores.0.depthwise.weight'], torch.ones(16, 1, 1, 1))
+    with pytest.raises(UserError, match='0 classes: expected 1 or more'):
+        with_num_classes(conversion, 0)
 
 
 def test_a_classifier_has_no_score_layers_to_make_anew():
