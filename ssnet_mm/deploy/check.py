@@ -24,13 +24,19 @@ from ssnet_mm.deploy.runtimes.session import Session, not_finite
 from ssnet_mm.engine.data import check_data
 from ssnet_mm.errors import UserError
 
+# The share of labels that must agree, on noise. Of random weights, whose labels change with little,
+# sound files kept 97% in half precision and 77% in INT8; a third or more lost was a wrong network.
+_AGREEMENT = {'fp32': 0.99, 'fp16': 0.95, 'bf16': 0.95, 'int8': 0.7}
+
 
 @dataclass(frozen=True)
 class Report:
     """How an exported model differs from the one it was made from.
 
-    For a file that gives labels, a difference is how far the logit of its label lies below the
-    largest one.
+    Logits are counted from the largest one of their pixel, and those of classes that are first or
+    second somewhere: what is added to all of them, or makes a class lose everywhere, decides
+    nothing and must hide nothing. For a file that gives labels, a difference is how far the logit
+    of its label lies below the largest one.
     """
 
     difference: float  # the largest of two logits
@@ -52,14 +58,18 @@ class Report:
         )
 
     def passes(self, precision: str) -> bool:
-        """Whether it differs by rounding only; INT8: by a quarter of the logits' spread."""
+        """Whether it differs by rounding only; INT8: by a third of the logits' spread."""
         if precision == 'int8':
-            found, allowed = self.deviation, 0.25 * self.spread
+            found, allowed = self.deviation, self.spread / 3
         else:
             share = {'fp32': 1e-3, 'fp16': 5e-2, 'bf16': 5e-2}[precision]
             found, allowed = self.difference, share * self.scale
-        # a probability changes by half as much as logits do at most
-        return found <= allowed and self.shift <= 0.5 * allowed / self.temperature
+        return (
+            found <= allowed
+            and self.agreement >= _AGREEMENT[precision]
+            # a probability changes by half as much as logits do at most
+            and self.shift <= 0.5 * allowed / self.temperature
+        )
 
 
 def random_images(size: tuple[int, int], other_sizes: bool = True) -> list[Pixels]:
@@ -88,14 +98,17 @@ def compare(
     The images are RGB, (H, W, 3) or batches of them, and not resized.
     """
 
-    def classes(logits: Tensor) -> Tensor:
-        """A single logit with the threshold beside it: the larger one is the class."""
-        if processor.threshold is None:
-            return logits
-        border = float(np.log(processor.threshold / (1 - processor.threshold)))
-        return F.pad(logits, (0, 0, 0, 0, 1, 0), value=border)
+    def behind(logits: Tensor) -> Tensor:
+        """Logits less the largest of their pixel; a single one has the threshold beside it."""
+        if processor.threshold is not None:
+            border = float(np.log(processor.threshold / (1 - processor.threshold)))
+            logits = F.pad(logits, (0, 0, 0, 0, 1, 0), value=border)
+        return logits - logits.amax(1, keepdim=True)
 
-    differences, same, logits, shifts = [], [], [], []
+    def by_class(logits: Tensor) -> Tensor:
+        return logits.transpose(0, 1).flatten(1)
+
+    differences, found, logits, shifts = [], [], [], []
     device = next(model.parameters()).device
     for image in images:
         batch = image if image.ndim == 4 else image[None]
@@ -113,13 +126,13 @@ def compare(
             if processor.scores:
                 scores = [processor.decided(one.numpy(), True)[1] for one in expected]
                 shifts.append(np.square(outputs[1] - np.stack(scores)).mean())
-            expected = classes(expected)
+            expected = behind(expected)
             labels = output.long()
             if labels.max() >= expected.shape[1]:
                 raise not_finite()
-            difference = expected.amax(1, keepdim=True) - expected.gather(1, labels[:, None])
+            difference = -expected.gather(1, labels[:, None])
         elif output.shape == expected.shape:
-            expected, output = classes(expected), classes(output)
+            expected, output = behind(expected), behind(output)
             labels = output.argmax(1)
             difference = (output - expected).abs()
         else:
@@ -127,17 +140,23 @@ def compare(
                 f'the exported model is wrong: {tuple(output.shape)} logits for an image of '
                 f'{size[0]}x{size[1]}, expected {tuple(expected.shape)}'
             )
-        differences.append(difference.flatten())
-        same.append((labels == expected.argmax(1)).flatten())
-        logits.append(expected.flatten())
-    difference, logit = torch.cat(differences), torch.cat(logits)
+        differences.append(by_class(difference))
+        found.append(labels.flatten())
+        logits.append(by_class(expected))
+    difference, logit, label = torch.cat(differences, 1), torch.cat(logits, 1), torch.cat(found)
+    first, second = logit.topk(2, 0).indices
+    rivals = torch.cat([first, second]).unique()
+    if not processor.end_to_end:
+        difference = difference[torch.cat([rivals, label]).unique()]
+    agreement = (label == first).float().mean().item()
+    logit = logit[rivals]
     sizes = ', '.join(dict.fromkeys('x'.join(map(str, i.shape[-3:-1])) for i in images))
     return Report(
         difference=difference.max().item(),
         deviation=difference.square().mean().sqrt().item(),
         scale=logit.abs().max().item(),
         spread=logit.std().item(),
-        agreement=torch.cat(same).float().mean().item(),
+        agreement=agreement,
         images=f'images of {sizes}',
         shift=max(shifts, default=0.0) ** 0.5,
         temperature=processor.temperature,

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import pickle
 
@@ -192,11 +193,15 @@ def test_the_report_measures_what_differs(model):
     planes = torch.from_numpy(processor.normalised(pixels))
     with torch.no_grad():
         logits = model(planes, mode='tensor')
+    first, second = logits.topk(2, 1).indices.unbind(1)
+    rivals = torch.cat([first, second]).unique()
+    behind = (logits - logits.amax(1, keepdim=True))[:, rivals]
     moved = logits.clone()
-    moved[0, 0, 0, 0] -= 2
+    moved[0, second[0, 0, 0], 0, 0] -= 2
     report = compare(model, lambda _: moved.numpy(), processor, [pixels])
-    assert report.difference == pytest.approx(2) and report.scale == logits.abs().max()
-    assert report.deviation == pytest.approx(2 / logits.numel() ** 0.5)
+    assert report.difference == pytest.approx(2) and report.scale == behind.abs().max()
+    assert report.deviation == pytest.approx(2 / behind.numel() ** 0.5)
+    assert report.spread == pytest.approx(behind.std().item()) and report.agreement == 1
     cropped = logits[..., :-1].numpy()
     with pytest.raises(UserError, match=r'\(2, 5, 5, 5\) logits for an image of 33x47, expected'):
         compare(model, lambda _: cropped, processor, [pixels])
@@ -217,6 +222,34 @@ def test_what_counts_as_the_same():
     assert not worse.passes('fp32') and worse.passes('fp16') and worse.passes('int8')
     worst = Report(4.0, 1.1, 10.0, 4.0, 0.5, '')
     assert not worst.passes('fp16') and not worst.passes('int8')
+    for precision, agreement in (('fp32', 0.98), ('fp16', 0.94), ('bf16', 0.94), ('int8', 0.69)):
+        assert not Report(0.0, 0.0, 10.0, 4.0, agreement, '').passes(precision)
+        assert Report(0.0, 0.0, 10.0, 4.0, agreement + 0.015, '').passes(precision)
+
+
+@pytest.mark.parametrize('end_to_end', [False, True])
+@pytest.mark.parametrize(('classes', 'constant'), [(slice(None), 3000), (slice(4, 5), -3000)])
+def test_logits_that_decide_nothing_hide_no_difference(model, classes, constant, end_to_end):
+    moved = copy.deepcopy(model)
+    moved.decode_head.scores[-1].pointwise.bias.data[classes] += constant
+    processor, pixels = make_processor(moved, end_to_end), images(2, 65, 97)
+    with torch.no_grad():
+        logits = moved(torch.from_numpy(make_processor(moved).normalised(pixels)), mode='tensor')
+    noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+
+    def report(amount):
+        found = logits + amount * noise
+        if end_to_end:
+            found = nn.functional.interpolate(found, (65, 97), mode='bilinear').argmax(1)
+        return compare(moved, lambda _: found.numpy(), processor, [pixels])
+
+    assert report(0.01).passes('fp16') and report(0.01).passes('int8')
+    wrong = report(6)
+    assert wrong.scale < 100 and wrong.spread < 100
+    assert not wrong.passes('fp16') and not wrong.passes('int8')
+    # labels that differ are not all that tells
+    assert not dataclasses.replace(wrong, agreement=1.0).passes('fp16')
+    assert not dataclasses.replace(wrong, agreement=1.0).passes('int8')
 
 
 @pytest.mark.parametrize(
