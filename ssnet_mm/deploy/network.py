@@ -25,6 +25,23 @@ def last_head(model: Any) -> Any:
     return head[-1] if isinstance(head, nn.ModuleList) else head
 
 
+def named_classes(
+    model: Any,
+) -> tuple[int, tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """How many classes a segmentor's labels tell apart, their names and their RGB colours.
+
+    One channel tells two apart. Where a data set names the second alone, the background is before
+    it, in black. Names and colours are empty where they are not known.
+    """
+    head, meta = last_head(model), getattr(model, 'dataset_meta', None) or {}
+    names = tuple(meta.get('classes') or ())
+    palette = tuple((int(r), int(g), int(b)) for r, g, b in meta.get('palette') or ())
+    if head.out_channels == 1 and len(names) == 1:
+        names = ('background', *names)
+        palette = ((0, 0, 0), *palette) if len(palette) == 1 else palette
+    return max(head.num_classes, 2), names, palette
+
+
 def make_processor(
     model: Any, end_to_end: bool = False, precision: str = 'fp32', scores: bool = False
 ) -> Processor:
@@ -63,9 +80,10 @@ def make_processor(
             f'every pixel gets the same label with model.decode_head.threshold={threshold}; set '
             'one between 0 and 1, by default 0.3'
         )
+    num_classes, classes, palette = named_classes(model)
     meta = getattr(model, 'dataset_meta', None) or {}
     return Processor(
-        num_classes=max(head.num_classes, 2),
+        num_classes=num_classes,
         mean=tuple(preprocessor.mean.flatten().tolist()) if normalises else (),
         std=tuple(preprocessor.std.flatten().tolist()) if normalises else (),
         channel_order='rgb' if swaps_channels(preprocessor) else 'bgr',
@@ -76,8 +94,8 @@ def make_processor(
         end_to_end=end_to_end,
         scores=scores,
         precision=precision,
-        classes=tuple(meta.get('classes') or ()),
-        palette=tuple((int(r), int(g), int(b)) for r, g, b in meta.get('palette') or ()),
+        classes=classes,
+        palette=palette,
         first_index=int(bool(meta.get('reduce_zero_label'))),
     )
 

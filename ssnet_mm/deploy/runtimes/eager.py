@@ -18,7 +18,7 @@ from PIL import Image
 from ssnet_mm.deploy.fusion import fuse as fuse_layers
 from ssnet_mm.deploy.images import Maps, Pixels, check_mode, label_type, to_rgb
 from ssnet_mm.deploy.model import check_device, load_model
-from ssnet_mm.deploy.network import last_head
+from ssnet_mm.deploy.network import last_head, named_classes
 from ssnet_mm.deploy.precision import pack_weights, run_in_bfloat16
 from ssnet_mm.deploy.processor import Scale, decide, empty_maps, rescaled
 from ssnet_mm.deploy.tiling import Tiling, Window, label_tiles
@@ -55,11 +55,8 @@ class TorchSession:
         self.loader = load
         self.own_loader = load['type'].rpartition('.')[2] != 'LoadImageFromFile'
         self.load = Compose([load if self.own_loader else dict(load, to_float32=False)])
-        meta = model.dataset_meta or {}
-        self.classes = tuple(meta.get('classes') or ())
-        self.palette = tuple(tuple(colour) for colour in meta.get('palette') or ())
-        self.num_classes = model.num_classes
-        self.first_index = int(bool(meta.get('reduce_zero_label')))
+        self.num_classes, self.classes, self.palette = named_classes(model)
+        self.first_index = int(bool((model.dataset_meta or {}).get('reduce_zero_label')))
         self.bands = image_bands(model)
 
     def read(self, source: Path | BinaryIO, max_pixels: int | None = MAX_PIXELS) -> Pixels:

@@ -1,3 +1,4 @@
+import csv
 import os
 import re
 from pathlib import Path
@@ -5,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.export_formats import need
 from helpers.mutated import mutated_images
 from mmseg.apis import init_model
 from mmseg.utils import get_palette
 from PIL import Image
+from torch import nn
 
 from ssnet_mm.deploy import model as model_module
 from ssnet_mm.deploy import predict
+from ssnet_mm.deploy.export import export
 from ssnet_mm.deploy.images import full_palette
 from ssnet_mm.deploy.predict import outputs, pipeline
 from ssnet_mm.deploy.processor import Processor
@@ -232,3 +236,36 @@ def test_indices_beyond_a_palette_are_16_bit_grey(red, tmp_path):
         Image.new('RGB', (6, 4)).save(tmp_path / 'a.png')
         assert predict.predict_images(segment, [tmp_path / 'a.png'], tmp_path / 'out') == []
         assert (np.array(Image.open(tmp_path / 'out' / 'index' / 'a.png')) == top + first).all()
+
+
+def test_one_channel_and_one_name_have_the_background_before_it(tiny_config, tmp_path):
+    need('onnx')
+    changes = dict(num_classes=1, out_channels=1, threshold=0.5)
+    config = tiny_config(
+        f"model['decode_head'].update({changes}, "
+        "loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))"
+    )
+    model = init_model(config, None, 'cpu')
+    generator = torch.Generator().manual_seed(4)  # both labels are there
+    for weight in model.parameters():
+        if weight.ndim == 4:
+            nn.init.kaiming_normal_(weight, generator=generator)
+    meta = dict(dataset_meta=dict(classes=('crack',), palette=[[255, 0, 0]]))
+    checkpoint, file = tmp_path / 'one.pth', tmp_path / 'one.onnx'
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, checkpoint)
+    image = np.random.default_rng(0).integers(0, 256, (40, 48, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / 'a.png')
+    loaded = model_module.load_model(launch.load_config(config), str(checkpoint), 'cpu')
+    export(loaded, file, 'onnx', size=(40, 48))
+    shares = []
+    for place, given in enumerate(((config, checkpoint), (file,))):
+        segment = Segmenter(*given, device='cpu')
+        assert segment.classes == ('background', 'crack') and segment.session.num_classes == 2
+        assert segment.palette == ((0, 0, 0), (255, 0, 0))
+        out = tmp_path / str(place)
+        assert not predict.predict_images(segment, [tmp_path / 'a.png'], out)
+        ((head, row),) = [list(csv.reader((out / 'areas.csv').open()))]
+        assert head[1:3] == ['background', 'crack']
+        assert float(row[2]) == pytest.approx((segment(image) == 1).mean(), abs=1e-6)
+        shares.append(float(row[2]))
+    assert shares[0] == pytest.approx(shares[1], abs=1e-3) and 0 < shares[0] < 1
