@@ -22,6 +22,7 @@ from ssnet_mm.deploy.network import last_head
 from ssnet_mm.deploy.processor import Processor, resize_labels
 from ssnet_mm.deploy.runtimes.session import Session, not_finite
 from ssnet_mm.engine.data import check_data
+from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.errors import UserError
 
 # The share of labels that must agree, on noise. Of random weights, whose labels change with little,
@@ -170,11 +171,15 @@ def verify(model: Any, path: str | os.PathLike[str], loader: str = 'val') -> dic
 
     Returns:
         The metric's values, such as ``mIoU``, of the ``model`` and of the ``exported`` one.
+
+    Raises:
+        UserError: A file can't be loaded, or an image or its label map is not sound.
     """
     cfg = model.cfg
     check_data(cfg, f'{loader}_dataloader', model.num_classes)
     session = runtimes.load(path)
     data_loader = Runner.build_dataloader(copy.deepcopy(cfg[f'{loader}_dataloader']))
+    check_samples(data_loader.dataset, model)
     evaluators = {
         name: Evaluator(copy.deepcopy(cfg[f'{loader}_evaluator'])) for name in ('model', 'exported')
     }

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from numpy.typing import NDArray
 
 from ssnet_mm.engine.data import check_data
+from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.errors import UserError
 
 _PIXELS = 500_000  # taken of all images together
@@ -56,11 +57,13 @@ def calibrate(model: Any, loader: str = 'val') -> Calibrated:
         loader: 'val' or 'test': which ``*_dataloader``.
 
     Raises:
-        UserError: There are fewer than two images with labels, or the network gives NaN.
+        UserError: There are fewer than two images with labels, one or its label map is not sound,
+            or the network gives NaN.
     """
     cfg = model.cfg
     check_data(cfg, f'{loader}_dataloader', model.num_classes)
     data_loader = Runner.build_dataloader(copy.deepcopy(cfg[f'{loader}_dataloader']))
+    check_samples(data_loader.dataset, model)
     share = max(_PIXELS // max(len(data_loader.dataset), 1), 1)
     random = np.random.default_rng(0)
     logits: list[NDArray[np.float32]] = []

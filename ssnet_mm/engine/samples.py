@@ -150,6 +150,8 @@ def check_samples(dataset: Any, model: Any) -> None:
         metainfo = getattr(single, 'metainfo', None)
         names = metainfo.get('classes') if isinstance(metainfo, Mapping) else None
         num_classes = len(names) if names else getattr(head, 'num_classes', None)
+        if num_classes == 1 and getattr(head, 'out_channels', None) == 1:
+            num_classes = 2  # one channel tells two classes apart
         if num_classes and type(getattr(single, 'pipeline', None)) is Compose:
             ignore_index = getattr(head, 'ignore_index', 255)
             single.pipeline = CheckedPipeline(

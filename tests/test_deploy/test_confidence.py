@@ -89,6 +89,19 @@ def test_calibration_makes_a_sure_network_less_so(sure):
     assert f'{100 * found.after:.2f}% after' in str(found)
 
 
+def test_calibration_names_the_sample_that_is_damaged(sure, tiny_data):
+    model = load_model(load_config(sure[0]), sure[1], 'cpu')
+    mask = tiny_data / 'SegmentationClass' / '2.png'
+    labels = np.array(Image.open(mask))
+    labels[:9] = 77
+    Image.fromarray(labels).save(mask)
+    with pytest.raises(UserError, match='/2.png .* holds label 77, but there are 3 classes'):
+        calibrate(model)
+    (tiny_data / 'JPEGImages' / '1.jpg').write_bytes(b'')
+    with pytest.raises(UserError, match='/1.jpg: LoadImageFromFile fails with'):
+        calibrate(model)
+
+
 def test_tiles_and_whole_images_have_the_same_scores_in_torch(sure):
     image = np.random.default_rng(0).integers(0, 256, (60, 70, 3)).astype(np.uint8)
     whole, tiled = (Segmenter(*sure, device='cpu', tile=tile) for tile in (None, 70))

@@ -431,6 +431,16 @@ def test_the_tool_writes_checks_and_verifies(tool, tiny, tiny_data, tmp_path, ca
         assert message in capsys.readouterr().err
 
 
+def test_verify_names_the_sample_that_is_damaged(model, tiny_config, tiny_data, tmp_path):
+    need('onnx')
+    made = copy.deepcopy(model)
+    made.cfg = load_config(tiny_config('val_dataloader["num_workers"] = 1'))
+    export(made, tmp_path / 'a.onnx', 'onnx', size=(40, 48))
+    (tiny_data / 'JPEGImages' / '1.jpg').write_bytes(b'')
+    with pytest.raises(UserError, match='/1.jpg: LoadImageFromFile fails with'):
+        verify(made, tmp_path / 'a.onnx')
+
+
 def test_a_score_that_falls_by_more_than_the_tolerance_is_refused(tiny, tmp_path, monkeypatch):
     need('onnx')
     model = load_model(load_config(tiny[0]), tiny[1], 'cpu')

@@ -69,6 +69,18 @@ def test_a_wrong_label_map_is_named(checked, tiny_data, loader, change, message)
         dataset[2]
 
 
+def test_one_channel_and_one_name_are_two_classes(checked, tiny_data):
+    changes = (
+        "model['decode_head'].update(num_classes=1, out_channels=1, threshold=0.5)\n"
+        "val_dataloader['dataset']['metainfo'] = dict(classes=('crack',))"
+    )
+    put(tiny_data, 0, relabelled(2, 1))
+    dataset = checked(changes, 'val_dataloader')
+    assert dataset[0]['data_samples'].gt_sem_seg.data.unique().tolist() == [0, 1, 255]
+    with pytest.raises(SampleError, match='1.png .* holds label 2, but there are 2 classes'):
+        dataset[1]
+
+
 def test_labels_that_the_pipeline_maps_are_checked_as_they_come_out(checked, tiny_data):
     put(tiny_data, 0, lambda mask: np.where(mask == 255, 255, mask + 1).astype(np.uint8))
     with pytest.raises(SampleError, match='0.png .* holds label 3, but'):
