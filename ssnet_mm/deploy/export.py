@@ -56,7 +56,7 @@ def export(
             classes and palette from ``model.dataset_meta``, where it has them.
         path: Ends in ``.onnx`` (weights of 2 GiB and more go beside it, into ``.onnx.data``),
             ``.xml`` (OpenVINO; the weights go beside it, into ``.bin``) or ``.pt2`` (torch-export).
-            ``<name>.processor.json`` beside it tells other programs how to use it.
+            ``<path>.processor.json`` beside it tells other programs how to use it.
         format: 'onnx', 'openvino' or 'torch-export'.
         precision: 'fp16' keeps half precision where the runtime can compute so, 'bf16' computes in
             bfloat16, 'int8' quantises the network with the value ranges found on the calibration
@@ -191,7 +191,7 @@ def _write(
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
     try:
-        file, beside = folder / path.name, folder / f'{path.stem}.processor.json'
+        file, beside = folder / path.name, folder / f'{path.name}.processor.json'
         with writing(path):  # what a name can't be is known before the work
             beside.touch()
         with _one_line(f'this model can not be exported to {format} ({precision})', _OneSize):

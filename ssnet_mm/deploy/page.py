@@ -74,7 +74,7 @@ def export_page(
         file = Path(folder, 'network.onnx')
         report = export(model, file, 'onnx', precision=precision, end_to_end=True, **options)
         network = file.read_bytes()
-        processor = file.with_suffix('.processor.json').read_text()
+        processor = Path(f'{file}.processor.json').read_text()
     if len(network) > _LARGEST:
         raise UserError(
             f'a network of {len(network) >> 20} MB is too large for a page ({_LARGEST >> 20} MB); '

@@ -127,7 +127,11 @@ def test_lower_precision_is_close_and_smaller(model, tmp_path, format, precision
     )  # fmt: skip
     # a random network's labels change with little, on images that it was not calibrated on
     assert report.agreement > (0.7 if precision == 'int8' else 0.9) and report.deviation > 0
-    names = [file.name, 'low.processor.json', *(['low.bin'] if format == 'openvino' else [])]
+    names = [
+        file.name,
+        f'{file.name}.processor.json',
+        *(['low.bin'] if format == 'openvino' else []),
+    ]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
     if precision == 'int8':
         assert report.images == 'images of 90x120, 45x60'
@@ -528,7 +532,7 @@ def test_weights_of_another_export_are_refused(model, tmp_path, monkeypatch, for
     for name, net in (('a', model), ('b', other)):
         export(net, tmp_path / f'{name}{suffix}', format, size=(40, 48))
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        f'{name}{end}' for name in 'ab' for end in (suffix, beside, '.processor.json')
+        f'{name}{end}' for name in 'ab' for end in (suffix, beside, f'{suffix}.processor.json')
     )
     assert runner(tmp_path / f'a{suffix}')([images(1, 33, 47)[0]])
     (tmp_path / f'b{beside}').replace(tmp_path / f'a{beside}')
@@ -660,7 +664,7 @@ def test_a_wrong_score_is_not_written(model, tmp_path, monkeypatch):
 def test_what_other_programs_need_lies_beside_the_file(model, tmp_path):
     need('onnx')
     export(model, tmp_path / 'a.onnx', 'onnx', end_to_end=True, scores=True, size=(40, 48))
-    told = json.loads((tmp_path / 'a.processor.json').read_text())
+    told = json.loads((tmp_path / 'a.onnx.processor.json').read_text())
     network = onnx_runtime.require('onnx', 'onnx', 'this test').load(tmp_path / 'a.onnx').graph
     assert told['file'] == 'a.onnx'
     assert [(p['name'], p['type']) for p in told['inputs']] == [('images', 'uint8')]
@@ -676,6 +680,15 @@ def test_what_other_programs_need_lies_beside_the_file(model, tmp_path):
     other = json.loads(Processor(3).described('b.pt2'))
     assert other['palette'] == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
     assert other['outputs'][0]['shape'] == ['batch', 3, 'rows', 'columns']
+
+
+def test_files_of_two_formats_beside_each_other_are_each_described(model, tmp_path):
+    need('openvino')
+    export(model, tmp_path / 'a.onnx', 'onnx', size=(40, 48))
+    export(model, tmp_path / 'a.xml', 'openvino', end_to_end=True, size=(40, 48))
+    for name, given in (('a.onnx', False), ('a.xml', True)):
+        told = json.loads((tmp_path / f'{name}.processor.json').read_text())
+        assert (told['file'], told['end_to_end']) == (name, given)
 
 
 def test_networks_of_blue_green_and_red_are_exported_end_to_end(model, tmp_path):
