@@ -56,6 +56,29 @@ def expected(model, image):
     return inference_model(model, image).pred_sem_seg.data[0].numpy()
 
 
+@pytest.mark.parametrize('tile', [None, 16])
+@pytest.mark.parametrize('told', [2, 9])
+def test_a_file_of_other_classes_than_it_tells_is_refused(told, tile):
+    session = Session(lambda x: np.repeat(x, 7, 1), Processor(told))  # 21 channels
+    with pytest.raises(UserError, match='does not give what it says of itself; export it again'):
+        Segmenter(session, tile=tile)(np.zeros((20, 30, 3), np.uint8))
+
+
+def test_labels_beyond_the_classes_that_a_file_tells_are_refused():
+    image = np.zeros((4, 5, 3), np.uint8)
+    image[0, 0] = 7
+    for classes, message in ((7, 'does not give what it says of itself'), (8, None)):
+        segment = Segmenter(Session(lambda x: x[..., 0], Processor(classes, end_to_end=True)))
+        if message:
+            with pytest.raises(UserError, match=message):
+                segment(image)
+        else:
+            np.testing.assert_array_equal(segment(image), image[..., 0])
+    image[0, 0] = 255
+    with pytest.raises(UserError, match='the network gives NaN or infinity'):
+        segment(image)
+
+
 def test_torch_gives_what_mmseg_gives(config, checkpoint, model, photo):
     segment = Segmenter(config, checkpoint, device='cpu', fuse=False)
     labels = segment(photo)

@@ -101,22 +101,33 @@ class Session:
         output = outputs[0]
         # some runtimes give nothing, or an old result, for images of a few pixels
         whole = len(output) == len(batch) and 0 not in output.shape
-        if any(one.shape != output.shape for one in outputs) or len(outputs) != len(
-            processor.outputs
+        channels = () if processor.end_to_end else processor.outputs[0].shape[1:2]
+        if (
+            any(one.shape != output.shape for one in outputs)
+            or len(outputs) != len(processor.outputs)
+            or (channels and output.shape[1:2] != channels)
         ):
-            raise UserError('this file does not give what it says of itself; export it again')
+            raise _not_as_told()
         if not whole or (processor.end_to_end and output.shape[1:] != size):
             raise UserError(
                 f'the runtime gave a result of shape {output.shape} for {len(batch)} images; such '
                 'small images need another format, or torch'
             )
         if processor.end_to_end:
-            finite = processor.num_classes > NOT_FINITE or output.max() < NOT_FINITE
+            largest = output.max()
+            finite = processor.num_classes > NOT_FINITE or largest < NOT_FINITE
+            if finite and largest >= processor.num_classes:
+                raise _not_as_told()
         else:
             finite = np.isfinite(output).all()
         if not finite:
             raise not_finite()
         return outputs
+
+
+def _not_as_told() -> UserError:
+    """The error for a file whose network is not the one that its processor tells of."""
+    return UserError('this file does not give what it says of itself; export it again')
 
 
 def not_finite() -> UserError:
