@@ -8,6 +8,7 @@ once, so that memory is needed for the overlaps alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,9 @@ def make_tiling(tile: int | None, overlap: int | None) -> Tiling | None:
         if overlap is not None:
             raise UserError(f'overlap {overlap} is that of tiles; give tile as well')
         return None
+    for name, number in (('tile', tile), ('overlap', overlap)):
+        if number is not None and not isinstance(number, Integral):
+            raise UserError(f'{name} must be a whole number of pixels, got {number!r}')
     if tile < 1:
         raise UserError(f'tile must be at least 1, got {tile}')
     overlap = tile // 8 if overlap is None else overlap

@@ -98,6 +98,11 @@ def test_memory_does_not_grow_with_the_classes_times_the_image():
     [
         (dict(tile=0), 'tile must be at least 1, got 0'),
         (dict(tile=8, overlap=8), 'overlap must be from 0 to below the tile of 8, got 8'),
+        (dict(tile=64.0), 'tile must be a whole number of pixels, got 64.0'),
+        (dict(tile='64'), "tile must be a whole number of pixels, got '64'"),
+        (dict(tile=(64, 64)), 'tile must be a whole number of pixels, got .64, 64.'),
+        (dict(tile=64, overlap=0.25), 'overlap must be a whole number of pixels, got 0.25'),
+        (dict(tile=64, overlap='8'), "overlap must be a whole number of pixels, got '8'"),
         (dict(overlap=8), 'overlap 8 is that of tiles; give tile as well'),
         (dict(scale=0), 'scale must be a factor above 0, or a .width, height.; got 0'),
         (dict(scale=(3, 4, 5)), 'scale must be a factor'),
@@ -107,6 +112,12 @@ def test_memory_does_not_grow_with_the_classes_times_the_image():
 def test_what_is_no_tiling(shades, options, message):
     with pytest.raises(UserError, match=message):
         Segmenter(shades, **options)
+
+
+def test_numbers_of_numpy_are_tilings(shades):
+    image = blocks(20, 30)
+    found = Segmenter(shades, tile=np.int64(16), overlap=np.uint8(4))(image)
+    np.testing.assert_array_equal(found, Segmenter(shades, tile=16, overlap=4)(image))
 
 
 def test_tiles_that_change_nothing_are_refused():
