@@ -5,6 +5,7 @@ The file is checked against the model it was made from before it gets its name.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import shutil
@@ -103,6 +104,8 @@ def export(
         raise UserError('a tolerance is that of a verification; verify on val or test data')
     if scores and not end_to_end:
         raise UserError('a file of logits has scores without more ado; leave scores out')
+    if any(part.training for part in model.modules()):
+        model = copy.deepcopy(model).eval()  # the given one's statistics are not to move
     processor = make_processor(model, end_to_end, precision, scores)
     if calibrated:
         if end_to_end and not scores:

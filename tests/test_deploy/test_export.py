@@ -173,6 +173,23 @@ def test_int8_that_differs_too_much_keeps_the_first_layers_in_float(
         )  # fmt: skip
 
 
+def test_a_model_in_training_mode_is_exported_as_it_predicts_and_left_as_it_was(model, tmp_path):
+    need('onnx')
+    training = copy.deepcopy(model).train()
+    training.backbone.stages[0].eval()
+    modes = [part.training for part in training.modules()]
+    report = export(training, tmp_path / 'a.onnx', 'onnx', size=(64, 96))
+    assert report.agreement > 0.999
+    assert [part.training for part in training.modules()] == modes
+    before = model.state_dict()
+    assert all(torch.equal(before[k], v) for k, v in training.state_dict().items())
+    planes = make_processor(model).normalised(images(1, 64, 96))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(planes), mode='tensor').numpy()
+    found = runner(tmp_path / 'a.onnx').run(planes)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
 def test_a_failed_check_writes_no_file_and_keeps_the_old_one(model, tmp_path, monkeypatch):
     need('onnx')
     file = tmp_path / 'a.onnx'
