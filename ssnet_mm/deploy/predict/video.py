@@ -22,6 +22,7 @@ from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.errors import UserError, require
 
 _UNKNOWN_RATE = 25.0  # frames per second, for cameras that do not tell theirs
+_HIGHEST_RATE = 1000.0
 _AHEAD = 8  # frames in work at once
 
 
@@ -63,7 +64,8 @@ def predict_video(
         raise UserError(f'{out_dir} would overwrite the video; choose another folder')
     capture = cv2.VideoCapture(int(source) if camera else source)
     announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    out = VideoFile(target, capture.get(cv2.CAP_PROP_FPS) or _UNKNOWN_RATE)
+    rate = capture.get(cv2.CAP_PROP_FPS)  # 0, -1, NaN or a clock's 180000 where it is not known
+    out = VideoFile(target, rate if 0 < rate <= _HIGHEST_RATE else _UNKNOWN_RATE)
     clock = _Clock(out.rate)
     to_the_end = False
 

@@ -78,6 +78,25 @@ def test_a_video_ends_at_the_limit_or_at_ctrl_c(red, video, tmp_path, monkeypatc
     assert (count, file.name) == (3, 'camera0.mp4') and file.stat().st_size > 0
 
 
+@pytest.mark.parametrize('told', [float('nan'), float('inf'), -1.0, 180000.0])
+def test_a_rate_that_is_none_is_unknown(red, video, tmp_path, monkeypatch, told):
+    real = cv2.VideoCapture
+
+    class Strange:
+        def __init__(self, source):
+            self.inner = real(source)
+
+        def get(self, name):
+            return told if name == cv2.CAP_PROP_FPS else self.inner.get(name)
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    monkeypatch.setattr(cv2, 'VideoCapture', Strange)
+    count, file = predict.predict_video(red, video, tmp_path / 'out')
+    assert count == 5 and real(str(file)).get(cv2.CAP_PROP_FPS) == 25
+
+
 def test_ctrl_c_while_a_frame_is_segmented_keeps_the_frames_before(red, video, tmp_path):
     run, frames = red.session.run, []
 
