@@ -102,8 +102,7 @@ def draw_figure(
     """
     if not samples:
         raise ValueError('expected at least one sample to draw, got none')
-    colours = np.full((256, 3), VOID, dtype=np.uint8)
-    colours[: len(classes)] = palette
+    colours = np.array([*palette, VOID], np.uint8)
     labels = {i for s in samples for m in (s.truth, s.prediction) for i in np.unique(m).tolist()}
     shown = sorted({min(label, len(classes)) for label in labels})
     names = [*classes, 'void']
@@ -131,7 +130,8 @@ def draw_figure(
     for i, (sample, (w, h)) in enumerate(zip(samples, sizes)):
         row, group = divmod(i, groups)
         y = HEADING + sum(heights[:row])
-        panels = sample.image, colours[sample.truth], colours[sample.prediction]
+        maps = (np.minimum(m, np.int64(len(classes))) for m in (sample.truth, sample.prediction))
+        panels = sample.image, *(colours[m] for m in maps)
         for column, panel in enumerate(panels):
             x = MARGIN + group * group_width + column * cell_width + (cell_width - GAP - w) // 2
             resampling = 'nearest' if column else 'antialiased'  # labels must not be averaged

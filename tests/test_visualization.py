@@ -106,6 +106,15 @@ def test_a_long_legend_wraps():
     assert all((swatches == colour).all(axis=2).any() for colour in colours)
 
 
+def test_more_classes_than_8_bits_hold_have_their_colours():
+    names = [f'class {i}' for i in range(300)]
+    colours = [[i % 256, 200, i // 256] for i in range(300)]
+    sample = make_sample(truth=255, prediction=299)
+    assert {(255, 200, 0), (43, 200, 1)} <= colours_in(draw_figure([sample], names, colours))
+    sample = make_sample(prediction=65535)  # void, as 16 bits have it
+    assert VOID in colours_in(draw_figure([sample], names, colours))
+
+
 def test_nothing_to_draw_is_refused():
     with pytest.raises(ValueError, match='at least one sample'):
         draw_figure([], CLASSES, PALETTE)
