@@ -37,6 +37,19 @@ def test_what_no_export_has_is_refused(tmp_path, name):
     assert name in str(error.value) and len(str(error.value)) < 620
 
 
+@pytest.mark.parametrize(('name', 'kind'), [('a.onnx', 'ONNX'), ('a.xml', 'OpenVINO')])
+def test_a_file_that_can_not_be_opened_is_told(tmp_path, monkeypatch, name, kind):
+    need('onnx' if name.endswith('.onnx') else 'openvino')
+    (tmp_path / name).touch()
+
+    def refused(path, *args):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr('builtins.open', refused)
+    with pytest.raises(UserError, match=f'{name} is not a readable {kind} model: .* denied'):
+        Segmenter(tmp_path / name)
+
+
 def test_trusting_a_file_takes_it_as_it_is(tmp_path):
     need('onnx')
     onnx_file(functions=True)(tmp_path / 'a.onnx', '')

@@ -35,7 +35,7 @@ def check_onnx(path: Path) -> None:
         with open(path, 'rb') as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         _Walk(beside(path)).model(data)
-    except _UnknownError as error:
+    except (_UnknownError, OSError) as error:
         raise UserError(f'{path} is not a readable ONNX model: {error}') from error
     except ValueError as error:
         raise UserError(

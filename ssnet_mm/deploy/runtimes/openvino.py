@@ -83,7 +83,7 @@ def _check(path: Path) -> None:
     try:
         with open(path, 'rb') as file:
             parser.ParseFile(file)
-    except xml.parsers.expat.ExpatError as error:
+    except (xml.parsers.expat.ExpatError, OSError) as error:
         raise UserError(f'{path} is not a readable OpenVINO model: {error}') from error
 
 
