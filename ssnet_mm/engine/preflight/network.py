@@ -23,7 +23,7 @@ from ssnet_mm.errors import UserError, few, listed
 
 
 def check_classes(model: nn.Module) -> None:
-    """Can the heads tell classes apart: are there two, and does the loss suit one channel?"""
+    """Can the heads tell classes apart: are there two, and do the losses suit one channel?"""
     for where, head in _heads(model):
         if head.num_classes == 1:
             raise UserError(
@@ -40,6 +40,42 @@ def check_classes(model: nn.Module) -> None:
                 f'{where}.out_channels=1: a softmax over one channel is 1 everywhere and learns '
                 f'nothing; set {where}.loss_decode.use_sigmoid=True'
             )
+        if head.out_channels == 1:
+            _check_one_channel(head, where)
+
+
+def _check_one_channel(head: Any, where: str) -> None:
+    """Does each loss want the channel high on class 1? mmseg's one-hot has class 0 in it."""
+    mend = f"set {where}.loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)"
+    labels = torch.zeros(1, 8, 8, dtype=torch.long)
+    labels[:, :3] = 1
+    right = (labels[:, None] * 2.0 - 1) * 5
+    given = getattr(head, 'loss_decode', None)
+    for loss in given if isinstance(given, nn.ModuleList) else [given]:
+        weight = getattr(loss, 'loss_weight', 1.0)
+        if not isinstance(loss, nn.Module) or not isinstance(weight, (int, float)) or weight <= 0:
+            continue
+        try:
+            good, bad = (
+                float(loss(scores, labels, weight=None, ignore_index=head.ignore_index).mean())
+                for scores in (right, -right)
+            )
+        except Exception:  # its settings are looked at later, and the trial step tells
+            continue
+        if not good < bad:
+            raise UserError(
+                f'{where}.loss_decode: {type(loss).__name__} over one channel is {good:.3f} where '
+                f'class 1 is predicted right and {bad:.3f} where it is predicted inverted; {mend}'
+            )
+    sampler = getattr(head, 'sampler', None)
+    if sampler is not None:
+        try:
+            sampler.sample(right, labels[:, None])
+        except Exception as error:
+            raise UserError(
+                f'{where}.sampler: {type(sampler).__name__} fails on one channel '
+                f'({describe(error)}); set {where}.sampler=None'
+            ) from error
 
 
 def check_losses(model: nn.Module, cfg: Config) -> list[str]:

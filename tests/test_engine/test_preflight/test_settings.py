@@ -164,6 +164,19 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
          "del d\nmodel['decode_head']['num_classes'] = 1", 'set model.decode_head.num_classes=2 '),
         (TWO + "model['decode_head'].update(num_classes=2, out_channels=1)",
          'softmax over one channel .*use_sigmoid=True'),
+        *((TWO + ONE_CHANNEL + f"model['decode_head']['loss_decode'] = {loss}",
+           'decode_head.loss_decode: ' + message + ".*; set model.decode_head.loss_decode=dict"
+           "\\(type='CrossEntropyLoss', use_sigmoid=True\\)$")
+          for loss, message in (
+              ("dict(type='DiceLoss', use_sigmoid=True)",
+               'DiceLoss over one channel is 0.9.. where class 1 is predicted right and 0.0'),
+              ("[dict(type='CrossEntropyLoss', use_sigmoid=True), dict(type='DiceLoss')]",
+               'DiceLoss over one channel is'),
+              ("dict(type='TverskyLoss')", 'TverskyLoss over one channel is'),
+          )),
+        (TWO + ONE_CHANNEL + "model['decode_head']['sampler'] = "
+         "dict(type='OHEMPixelSampler', thresh=0.7, min_kept=9)",
+         'decode_head.sampler: OHEMPixelSampler fails on one channel .*; set model.*sampler=None'),
         # void
         ("model['decode_head']['ignore_index'] = 11",
          'decode_head.ignore_index is 11, .*seg_pad_val is 255, ignore_index of IoUMetric is 255'),
@@ -214,6 +227,8 @@ def test_what_would_fail_later_or_do_nothing_fails_before_anything_is_written(
         "train_dataloader['dataset']['ann_file'] = 'sound.txt'\n"
         "val_dataloader['dataset']['ann_file'] = 'sound.txt'",
         'param_scheduler = []\n' + TWO + ONE_CHANNEL,
+        'param_scheduler = []\n' + TWO + ONE_CHANNEL + "model['decode_head']['loss_decode'] = "
+        "dict(type='LovaszLoss', loss_type='binary', reduction='none')",
     ],
 )  # fmt: skip
 def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
