@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader
 
 from ssnet_mm.engine.config import config_errors
 from ssnet_mm.engine.config.nested import listed_or_single
+from ssnet_mm.engine.data import Located
 from ssnet_mm.engine.guards import check_predictions, check_scored_batch, check_training_batch
 from ssnet_mm.engine.preflight import network, schedules, settings
 from ssnet_mm.errors import UserError
@@ -166,7 +167,23 @@ def whole_dataset(dataset: Any, built: Sequence[tuple[Any, Any]]) -> Any:
         config['datasets'] = [reused(part) for part in config['datasets']]
     elif 'dataset' in config:
         config['dataset'] = reused(config['dataset'])
-    return DATASETS.build(config)
+    try:
+        return DATASETS.build(config)
+    except TypeError:  # some, as MultiImageMixDataset, take no built single one either
+        return DATASETS.build(copy.deepcopy(dict(dataset)))
+
+
+def with_parts(where: str, config: Mapping[str, Any], dataset: Any) -> Iterator[Located]:
+    """A data set, and those that it wraps: a wrapper may have a pipeline of its own."""
+    yield where, config, dataset
+    if 'datasets' in config:
+        parts = zip(config['datasets'], getattr(dataset, 'datasets', ()), strict=False)
+        for i, (part, built) in enumerate(parts):
+            yield from with_parts(f'{where}.datasets.{i}', part, built)
+    elif 'dataset' in config:
+        yield from with_parts(
+            f'{where}.dataset', config['dataset'], getattr(dataset, 'dataset', None)
+        )
 
 
 @contextlib.contextmanager

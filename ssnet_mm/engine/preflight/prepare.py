@@ -31,7 +31,13 @@ from ssnet_mm.engine.config.options import unread_variables
 from ssnet_mm.engine.data import Located, check_data, look_at_data
 from ssnet_mm.engine.metrics import check_outputs
 from ssnet_mm.engine.preflight import network, schedules, settings
-from ssnet_mm.engine.preflight.dry_run import build_evaluator, dry_run, undisturbed, whole_dataset
+from ssnet_mm.engine.preflight.dry_run import (
+    build_evaluator,
+    dry_run,
+    undisturbed,
+    whole_dataset,
+    with_parts,
+)
 from ssnet_mm.engine.preflight.pipelines import check_pipelines
 from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.errors import UserError
@@ -89,8 +95,8 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
             found = check_data(cfg, loader, num_classes)
             datasets += found
             with config_errors(f'{loader} of {cfg.filename}'):
-                parts = [(dataset, built) for _, dataset, built in found]
-                whole[loader] = whole_dataset(cfg[loader]['dataset'], parts)
+                singles = [(dataset, built) for _, dataset, built in found]
+                whole[loader] = whole_dataset(cfg[loader]['dataset'], singles)
                 if not len(whole[loader]):
                     raise UserError(f'{loader}.dataset of {cfg.filename} gives no image at all')
             if not loader.startswith('train'):
@@ -125,7 +131,12 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     if mode == 'test':
         check_outputs(cfg.get('test_evaluator'), [built for *_, built in datasets])
     evaluator = build_evaluator(cfg, mode)
-    network.check_ignore_index(model, datasets, evaluator.metrics if evaluator else [])
+    parts = [
+        part
+        for loader, built in whole.items()
+        for part in with_parts(f'{loader}.dataset', cfg[loader]['dataset'], built)
+    ]
+    network.check_ignore_index(model, parts, evaluator.metrics if evaluator else [])
     if not skip_data_check and is_first_process(cfg):
         notes += _look_at_data(cfg, datasets)
     for dataset in whole.values():

@@ -53,6 +53,12 @@ model['decode_head']['ignore_index'] = 11
 model['data_preprocessor']['seg_pad_val'] = 11
 val_evaluator = dict(type='IoUMetric', ignore_index=11)
 """
+MOSAIC = """
+train_dataloader['dataset'] = dict(
+    type='MultiImageMixDataset', dataset=dict(pipeline=train_pipeline[:2], **dataset),
+    pipeline=[dict(type='RandomMosaic', prob=1.0, img_scale=(32, 32), seg_pad_val={}),
+              dict(type='RandomCrop', crop_size=crop_size), dict(type='PackSegInputs')])
+"""
 SCHEDULE = "param_scheduler = [dict(type='{}', by_epoch=False, {})]\n"
 HOOK = "custom_hooks = [dict(type='{}', {})]\n"
 
@@ -189,6 +195,7 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
          'padding of RandomRotate is 255'),
         ("val_evaluator = dict(type='IoUMetric', ignore_index=11)", 'IoUMetric is 11'),
         ("train_dataloader['dataset']['ignore_index'] = 11", 'dataset.ignore_index is 11'),
+        (MOSAIC.format(0), r'train_dataloader.dataset.pipeline.0.seg_pad_val is 0'),
     ],
 )  # fmt: skip
 def test_what_would_fail_later_or_do_nothing_fails_before_anything_is_written(
@@ -226,6 +233,9 @@ def test_what_would_fail_later_or_do_nothing_fails_before_anything_is_written(
         "model['decode_head']['loss_decode'] = dict(type='CrossEntropyLoss')\n"
         "train_dataloader['dataset']['ann_file'] = 'sound.txt'\n"
         "val_dataloader['dataset']['ann_file'] = 'sound.txt'",
+        'param_scheduler = []\n' + MOSAIC.format(255),
+        "param_scheduler = []\n" + MOSAIC.format(255) + "train_dataloader['dataset'] = "
+        "dict(type='RepeatDataset', times=2, dataset=train_dataloader['dataset'])",
         'param_scheduler = []\n' + TWO + ONE_CHANNEL,
         'param_scheduler = []\n' + TWO + ONE_CHANNEL + "model['decode_head']['loss_decode'] = "
         "dict(type='LovaszLoss', loss_type='binary', reduction='none')",
@@ -450,6 +460,11 @@ def test_one_sigmoid_channel_is_scored_as_two_classes(tiny_config, tiny_data, tm
             theirs[i] += (labels == i).sum()
     iou = 100 * np.mean(hits / (ours + theirs - hits))
     assert scores['mIoU'] == pytest.approx(iou, abs=0.01)
+
+
+def test_images_are_mixed_of_a_single_data_set(tiny_config, tmp_path):
+    launch.run(load(tiny_config(MOSAIC.format(255)), work_dir=str(tmp_path / 'w')), 'train')
+    assert (tmp_path / 'w' / 'iter_2.pth').is_file()
 
 
 def test_warnings_are_logged(tiny_config, tmp_path):
