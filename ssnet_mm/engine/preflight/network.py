@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmcv.transforms import Normalize
 from mmengine.config import Config
 from mmseg.registry import DATASETS
 from torch import Tensor, nn
@@ -245,6 +246,28 @@ def check_normalisation(preprocessor: Any, batch: Any) -> list[str]:
                 f'and images come with values up to {brightest:g}; multiply both by 255'
             ]
     return []
+
+
+def check_normalised_once(model: Any, datasets: Sequence[Located]) -> None:
+    """Does no pipeline normalise what the data preprocessor will normalise again?
+
+    Args:
+        model: The segmentor, or test-time augmentation around it.
+        datasets: Built; wrappers too, which may have a pipeline.
+    """
+    preprocessor: Any = getattr(getattr(model, 'module', model), 'data_preprocessor', None)
+    mean = getattr(preprocessor, 'mean', None)
+    if not isinstance(mean, Tensor) or not mean.any():
+        return
+    for where, _, dataset in datasets:
+        for transform in transforms_of(getattr(dataset, 'pipeline', [])):
+            # one without a mean brings values to 0 to 1
+            if isinstance(transform, Normalize) and transform.mean.any():
+                raise UserError(
+                    f'{where}.pipeline: Normalize, and then mean and std of '
+                    'model.data_preprocessor, normalise the images twice; leave Normalize out of '
+                    'the pipelines'
+                )
 
 
 def check_pretrained(model: nn.Module) -> None:

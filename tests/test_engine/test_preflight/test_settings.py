@@ -462,6 +462,21 @@ def test_one_sigmoid_channel_is_scored_as_two_classes(tiny_config, tiny_data, tm
     assert scores['mIoU'] == pytest.approx(iou, abs=0.01)
 
 
+@pytest.mark.parametrize('stage', ['train', 'val', 'test'])
+def test_images_are_normalised_once(check, stage):
+    lines = """
+norm = dict(type='Normalize', mean={}, std=[64.0] * 3, to_rgb=True)
+{}_dataloader['dataset']['pipeline'] = [*train_pipeline[:2], norm, *train_pipeline[{}:]]
+"""
+    mode, skipped = ('test' if stage == 'test' else 'train'), (2 if stage == 'train' else 3)
+    message = f'^{stage}_dataloader.dataset.pipeline: Normalize, .* twice; leave Normalize out of'
+    with pytest.raises(UserError, match=message):
+        check(lines.format([127.5] * 3, stage, skipped), mode)
+    check(lines.format([0.0] * 3, stage, skipped), mode)  # that is a scale
+    alone = "model['data_preprocessor'].update(mean=None, std=None)\n"
+    check(lines.format([127.5] * 3, stage, skipped) + alone, mode)
+
+
 def test_images_are_mixed_of_a_single_data_set(tiny_config, tmp_path):
     launch.run(load(tiny_config(MOSAIC.format(255)), work_dir=str(tmp_path / 'w')), 'train')
     assert (tmp_path / 'w' / 'iter_2.pth').is_file()
