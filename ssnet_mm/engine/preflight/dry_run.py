@@ -34,7 +34,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ssnet_mm.engine.config import config_errors
-from ssnet_mm.engine.config.nested import listed_or_single
+from ssnet_mm.engine.config.nested import listed_or_single, values
 from ssnet_mm.engine.data import Located
 from ssnet_mm.engine.guards import check_predictions, check_scored_batch, check_training_batch
 from ssnet_mm.engine.preflight import network, schedules, settings
@@ -96,7 +96,9 @@ def dry_run(
             source = f', resumed from {resumed[0]}' if resumed else ''
             where = f'train_dataloader of {cfg.filename}'
             with config_errors(f'a training step on {where}{source}'):
-                found += _train(trial, loader, optimizer)
+                found += _train(
+                    trial, loader, optimizer, list(values(cfg.train_dataloader, 'crop_size'))
+                )
             if schedules.ends_with_one(cfg, len(datasets['train_dataloader'])):
                 with config_errors(
                     f'{where}, whose last batch is of one image (drop_last=True leaves it out)'
@@ -110,13 +112,14 @@ def dry_run(
     return found
 
 
-def _train(model: Any, loader: DataLoader, optimizer: Any) -> list[str]:
-    """Train a step on two images; what is strange about them and their loss."""
+def _train(model: Any, loader: DataLoader, optimizer: Any, crops: Sequence[Any]) -> list[str]:
+    """Train a step on two images, cut to one of ``crops``; what is strange about them."""
     model.train()
     # batch norm needs two values a channel, of maps that may be of one pixel
     batch = _batch(loader, min(2, loader.batch_size or 2))
     check_training_batch(model, batch)
     found = network.check_normalisation(model.data_preprocessor, batch)
+    found += network.check_padding(model.data_preprocessor, batch, crops)
     loss = float(model.train_step(batch, optimizer).get('loss', 1.0))
     if not math.isfinite(loss):
         raise UserError(

@@ -248,6 +248,49 @@ def check_normalisation(preprocessor: Any, batch: Any) -> list[str]:
     return []
 
 
+def check_padding(preprocessor: Any, batch: Any, crops: Iterable[Any]) -> list[str]:
+    """Is what is trained on more than padding?
+
+    Args:
+        preprocessor: The model's.
+        batch: To train on, as it comes from the data set.
+        crops: ``crop_size`` of its transforms.
+
+    Returns:
+        A note where images are small by themselves.
+
+    Raises:
+        UserError: They are cut to another size than they are padded to.
+    """
+    inputs = batch.get('inputs') if isinstance(batch, Mapping) else None
+    size = getattr(preprocessor, 'size', None)
+    if size is None or not isinstance(inputs, list) or not inputs:
+        return []
+    size, sizes = tuple(size), [tuple(image.shape[-2:]) for image in inputs]
+
+    def padded(given: Sequence[int]) -> float:
+        return 1 - min(given[0], size[0]) * min(given[1], size[1]) / (size[0] * size[1])
+
+    cut = {tuple(crop) if np.ndim(crop) else (crop, crop) for crop in crops} & set(sizes)
+    for crop in sorted(cut - {size}):
+        both = f'crop_size={crop} in train_dataloader and model.data_preprocessor.size={size}'
+        if crop == size[::-1]:
+            raise UserError(f'{both}: height and width are swapped in one; both are height, width')
+        if padded(crop) > 0.5:
+            raise UserError(
+                f'{both}: {padded(crop):.1%} of what is trained on would be padding; set '
+                f'model.data_preprocessor.size={crop}'
+            )
+    share = sum(map(padded, sizes)) / len(sizes)
+    if share > 0.75:  # by chance, as a random resize makes images small, it is less
+        return [
+            f'images come to training with {sizes[0][1]}x{sizes[0][0]} pixels (width, height), '
+            f'and {share:.1%} of what is trained on is padding; set crop_size and '
+            'model.data_preprocessor.size (height, width) to about that'
+        ]
+    return []
+
+
 def check_normalised_once(model: Any, datasets: Sequence[Located]) -> None:
     """Does no pipeline normalise what the data preprocessor will normalise again?
 

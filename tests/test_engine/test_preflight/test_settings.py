@@ -183,6 +183,12 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
         (TWO + ONE_CHANNEL + "model['decode_head']['sampler'] = "
          "dict(type='OHEMPixelSampler', thresh=0.7, min_kept=9)",
          'decode_head.sampler: OHEMPixelSampler fails on one channel .*; set model.*sampler=None'),
+        # padding
+        ("model['data_preprocessor']['size'] = (320, 512)",
+         r'crop_size=\(32, 32\) in train_dataloader and model.data_preprocessor.size=\(320, 512\): '
+         r'99.4% of what is trained on would be padding; set .*size=\(32, 32\)$'),
+        ("train_pipeline[2]['crop_size'] = (24, 32)\nmodel['data_preprocessor']['size'] = (32, 24)",
+         r'crop_size=\(24, 32\) .*size=\(32, 24\): height and width are swapped'),
         # void
         ("model['decode_head']['ignore_index'] = 11",
          'decode_head.ignore_index is 11, .*seg_pad_val is 255, ignore_index of IoUMetric is 255'),
@@ -234,6 +240,9 @@ def test_what_would_fail_later_or_do_nothing_fails_before_anything_is_written(
         "train_dataloader['dataset']['ann_file'] = 'sound.txt'\n"
         "val_dataloader['dataset']['ann_file'] = 'sound.txt'",
         'param_scheduler = []\n' + MOSAIC.format(255),
+        "param_scheduler = []\nmodel['data_preprocessor']['size'] = (40, 40)",
+        "param_scheduler = []\nmodel['data_preprocessor']['size'] = (64, 64)\n"
+        "train_pipeline.insert(3, dict(type='Resize', scale=(64, 64)))",
         "param_scheduler = []\n" + MOSAIC.format(255) + "train_dataloader['dataset'] = "
         "dict(type='RepeatDataset', times=2, dataset=train_dataloader['dataset'])",
         'param_scheduler = []\n' + TWO + ONE_CHANNEL,
@@ -280,6 +289,8 @@ def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
         ("model['decode_head']['loss_decode']['loss_weight'] = 0.0", 'the first loss is 0, from'),
         ("model['data_preprocessor'].update(mean=[0.5] * 3, std=[0.2] * 3)",
          'mean and std .* look like those of values from 0 to 1, .* multiply both by 255'),
+        ("train_pipeline[2]['crop_size'] = (96, 96)\nmodel['data_preprocessor']['size'] = (96, 96)",
+         'images come to training with 45x37 pixels .* and 81.9% of what is trained on is padding'),
         ("val_dataloader['dataset']['metainfo'] = dict(classes=('x', 'y', 'z'), palette=palette)",
          'val_dataloader.dataset calls a class x that is ground in train_dataloader'),
         ("val_dataloader['dataset']['reduce_zero_label'] = True", 'reduce_zero_label is True in v'),
