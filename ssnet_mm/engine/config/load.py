@@ -22,7 +22,7 @@ from mmseg.registry import DATASETS, MODELS
 
 from ssnet_mm.engine.config.files import sources
 from ssnet_mm.engine.config.nested import plain
-from ssnet_mm.engine.config.options import apply_options
+from ssnet_mm.engine.config.options import apply_options, hand_on_preprocessor
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.own_configs import config_names, configs_folder, find_config
 from ssnet_mm.palette import is_palette
@@ -46,6 +46,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         cfg = apply_options(cfg, options or {})
     if 'model' not in cfg:
         raise UserError(f'config {path} has no model; is it one of the parts in _base_?')
+    hand_on_preprocessor(cfg)
     return cfg
 
 

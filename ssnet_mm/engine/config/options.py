@@ -173,6 +173,34 @@ def _check_nested(cfg: Config) -> None:
                 raise UserError(f'config {cfg.filename}: nothing reads {where}.{name}{hint}')
 
 
+def _read(cfg: Config) -> set[str]:
+    """The top-level names that are read of a config."""
+    own = 'data_preprocessor' in (cfg.get('model') or {})  # mmengine's Runner takes that one
+    return READ - {'data_preprocessor'} if own else READ
+
+
+def hand_on_preprocessor(cfg: Config) -> None:
+    """Give the model a data preprocessor that is set beside it, as mmengine's Runner does.
+
+    Raises:
+        UserError: The model has its own, so that one beside it, from which no file computes
+            anything, has no effect.
+    """
+    given, path = cfg.get('data_preprocessor'), str(cfg.filename)
+    if given is None or not isinstance(cfg.get('model'), dict):
+        return
+    ours = cfg.model.setdefault('data_preprocessor', copy.deepcopy(given))
+    if plain(ours) == plain(given) or Config._is_lazy_import(path):
+        return
+    for source in sources(path):
+        names = {name for _, name in source.assigned}
+        if 'data_preprocessor' in names - source.read:
+            raise UserError(
+                f'config {source.path}: data_preprocessor has no effect, as the model has its own; '
+                'set model.data_preprocessor'
+            )
+
+
 def unread_variables(path: str) -> list[str]:
     """Notes on variables of a config file from which no setting is computed.
 
@@ -206,7 +234,7 @@ def _value(path: str, name: str) -> Any:
 
 def _is_variable(cfg: Config, key: str) -> bool:
     name = key.partition('.')[0]
-    return name not in READ and name in cfg
+    return name not in _read(cfg) and name in cfg
 
 
 def _check_effect(before: Config, after: Config, key: str, value: Any) -> None:
@@ -222,7 +250,7 @@ def _check_effect(before: Config, after: Config, key: str, value: Any) -> None:
         )
     if plain(before.get(key.partition('.')[0])) == plain(after.get(key.partition('.')[0])):
         return  # it has that value anyway
-    if all(plain(before.get(name)) == plain(after.get(name)) for name in READ):
+    if all(plain(before.get(name)) == plain(after.get(name)) for name in _read(after)):
         raise UserError(
             f'--cfg-options {key}={value} has no effect: {before.filename} computes no setting '
             f'from it{_suggest(before, key)}'
@@ -246,7 +274,7 @@ def _check_known(cfg: Config, key: str) -> None:
         elif part in node:
             node = node[part]
         else:
-            known = READ if i == 0 else _known_keys(node, '.'.join(parts[:i]))
+            known = _read(cfg) if i == 0 else _known_keys(node, '.'.join(parts[:i]))
             if parts[i - 1] == 'paramwise_cfg' and cfg.optim_wrapper.get('constructor'):
                 known = None  # another constructor reads other names
             if known is not None and part not in known:
@@ -311,7 +339,7 @@ def _suggest(cfg: Config, key: str, known: Iterable[str] = (), depth: int = 0) -
         known: What could stand in place of its part at ``depth``.
         depth: How many parts of the name are right.
     """
-    read = {key: cfg[key] for key in cfg if key in READ}
+    read = {key: cfg[key] for key in cfg if key in _read(cfg)}
     settings = [*(name for name, _ in walk(read)), 'randomness.seed']
     found = [name for name in settings if name == KNOBS.get(key) or name.endswith(f'.{key}')]
     if not found:  # a typing error

@@ -166,3 +166,37 @@ def test_a_misspelled_setting_that_no_class_takes_is_refused(tmp_path, setting, 
     child.write_text(f"_base_ = '{VOC}'\n{setting}\n")
     with pytest.raises(UserError, match=f'child.py: nothing reads {meant}$'):
         load_config(str(child))
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_data_preprocessor_beside_the_model_becomes_the_models(tmp_path):
+    beside = "data_preprocessor = dict(type='SegDataPreProcessor', mean=[1.0])\n"
+    path = write(tmp_path / 'own.py', beside + "model = dict(type='EncoderDecoder')\n")
+    assert load_config(path).model.data_preprocessor.mean == [1.0]
+    options = {'data_preprocessor.mean': [2.0]}
+    assert load_config(path, options).model.data_preprocessor.mean == [2.0]
+    # as in mmseg's configs
+    path = write(tmp_path / 'base.py', beside + 'model = dict(data_preprocessor=data_preprocessor)')
+    assert load_config(path, options).model.data_preprocessor.mean == [2.0]
+    option = {'model.data_preprocessor.mean': [3.0]}
+    assert load_config(path, option).model.data_preprocessor.mean == [3.0]
+    child = "_base_ = './base.py'\nmodel = dict(data_preprocessor=dict(mean=[4.0]))"
+    child = load_config(write(tmp_path / 'child.py', child))
+    assert child.model.data_preprocessor.mean == [4.0]
+
+
+def test_a_data_preprocessor_without_effect_is_refused(tmp_path):
+    path = write(tmp_path / 'own.py', f"_base_ = '{VOC}'\ndata_preprocessor = dict(mean=[1.0] * 3)")
+    message = 'own.py: data_preprocessor has no effect, .* its own; set model.data_preprocessor$'
+    with pytest.raises(UserError, match=message):
+        load_config(path)
+    message = (
+        'data_preprocessor.mean.* has no effect.*; the setting is model.data_preprocessor.mean'
+    )
+    for config in (VOC, path):
+        with pytest.raises(UserError, match=message):
+            load_config(config, {'data_preprocessor.mean': [2.0] * 3})
