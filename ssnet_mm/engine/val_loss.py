@@ -45,13 +45,15 @@ class ValLossHook(Hook):
         for sample in outputs:
             if 'gt_sem_seg' not in sample or 'seg_logits' not in sample:
                 continue
+            if (sample.gt_sem_seg.data == getattr(head, 'ignore_index', None)).all():
+                continue  # mmseg's loss is 0 there, and fails for one channel
             logits = sample.seg_logits.data[None].float()
             if logits.shape[1] == 1:
                 logits = torch.logit(logits, eps=1e-6)  # mmseg stores probabilities there
             with torch.no_grad():
                 losses = BaseDecodeHead.loss_by_feat(head, logits, [sample])
             value = sum(float(part.mean()) for name, part in losses.items() if 'loss' in name)
-            if math.isfinite(value):  # there is none where all is void
+            if math.isfinite(value):
                 self._sum, self._count = self._sum + value, self._count + 1
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:

@@ -68,8 +68,13 @@ model['decode_head'].update(
     expected = F.binary_cross_entropy_with_logits(logits, label.float())
     assert metrics['loss'] == pytest.approx(expected.item(), rel=1e-3)
     hook.before_val_epoch(runner)
+    hook.after_val_iter(runner, 0, None, [sample(torch.full_like(label, 255))])
     hook.after_val_epoch(runner, metrics := {})
     assert metrics == {}
+    hook.before_val_epoch(runner)
+    hook.after_val_iter(runner, 0, None, [sample(torch.full_like(label, 255)), sample(label)])
+    hook.after_val_epoch(runner, metrics)
+    assert metrics['loss'] == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_heads_that_compute_another_loss_have_none(tiny_config):

@@ -172,3 +172,16 @@ class FCN8Head(BaseDecodeHead):
     def to_image(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """Resize :meth:`forward`'s logits to (N, num_classes, height, width), the image's size."""
         return resize(logits, tuple(size), mode='bilinear', align_corners=self.align_corners)
+
+    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict:
+        """Compute the losses; they are 0 for one channel where all is void.
+
+        mmseg's cross-entropy is 0 there for several channels, and fails for one.
+        """
+        labels = (sample.gt_sem_seg.data for sample in batch_data_samples)
+        if self.out_channels == 1 and all((label == self.ignore_index).all() for label in labels):
+            several = isinstance(self.loss_decode, nn.ModuleList)
+            losses = self.loss_decode if several else [self.loss_decode]
+            zeros = {loss.loss_name: seg_logits.sum() * 0.0 for loss in losses}
+            return {**zeros, 'acc_seg': seg_logits.new_zeros(1)}
+        return super().loss_by_feat(seg_logits, batch_data_samples)

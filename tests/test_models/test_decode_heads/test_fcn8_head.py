@@ -289,6 +289,20 @@ def test_one_output_channel_for_two_classes():
     assert losses['loss_ce'].isfinite()
 
 
+@pytest.mark.parametrize('channels', [1, 2])
+def test_a_batch_that_is_all_void_has_a_loss_of_zero(channels):
+    loss = dict(type='CrossEntropyLoss', use_sigmoid=channels == 1)
+    head = make_head(num_classes=2, out_channels=channels, threshold=0.5, loss_decode=loss)
+    samples = make_samples(37, 53, num_classes=2)
+    for sample in samples:
+        sample.gt_sem_seg.data.fill_(255)
+    losses = head.loss(make_levels(3, 37, 53), samples, {})
+    assert losses.keys() == {'loss_ce', 'acc_seg'} and losses['loss_ce'] == 0
+    losses['loss_ce'].backward()
+    gradients = [p.grad for p in head.parameters()]
+    assert all(g is not None and not g.any() for g in gradients)
+
+
 def test_ignored_pixels_do_not_count():
     head = make_head(ignore_index=4)
     inputs = make_levels(3, 65, 97)
