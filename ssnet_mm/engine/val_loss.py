@@ -40,7 +40,7 @@ class ValLossHook(Hook):
         """Add images that a model has predicted."""
         head = getattr(getattr(model, 'module', model), 'decode_head', None)
         head = head[-1] if isinstance(head, torch.nn.ModuleList) else head
-        if not _has_plain_loss(head):
+        if not has_plain_loss(head):
             return
         for sample in outputs:
             if 'gt_sem_seg' not in sample or 'seg_logits' not in sample:
@@ -64,7 +64,7 @@ class ValLossHook(Hook):
             metrics['loss'] = float(total[0] / total[1])
 
 
-def _has_plain_loss(head: Any) -> bool:
+def has_plain_loss(head: Any) -> bool:
     """Whether a head computes its loss as mmseg's base class does, or is ours."""
     if not isinstance(head, BaseDecodeHead):
         return False

@@ -7,7 +7,7 @@ from helpers.training import train
 from mmengine.hooks import Hook
 from mmseg.apis import init_model
 
-from ssnet_mm.engine.val_loss import ValLossHook, _has_plain_loss
+from ssnet_mm.engine.val_loss import ValLossHook, has_plain_loss
 
 HOOK = "custom_hooks.append(dict(type='ValLossHook'))\n"
 
@@ -79,11 +79,11 @@ model['decode_head'].update(
 
 def test_heads_that_compute_another_loss_have_none(tiny_config):
     head = init_model(tiny_config(), None, 'cpu').decode_head
-    assert _has_plain_loss(head) and not _has_plain_loss(None)
+    assert has_plain_loss(head) and not has_plain_loss(None)
 
     class Other(type(head)):
         def loss_by_feat(self, points, more, samples):
             pass
 
     other = Other.__new__(Other)
-    assert not _has_plain_loss(other)
+    assert not has_plain_loss(other)

@@ -20,6 +20,7 @@ from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config.files import sources
 from ssnet_mm.engine.config.nested import listed_or_single, values, walk
 from ssnet_mm.engine.data import Located
+from ssnet_mm.engine.val_loss import has_plain_loss
 from ssnet_mm.errors import UserError, few, listed
 
 
@@ -194,6 +195,18 @@ def check_ignore_index(
     if len(set(found.values())) > 1:
         values = ', '.join(f'{where} is {value}' for where, value in found.items())
         raise UserError(f'void has no one label: {values}; set all to the value in the masks')
+
+
+def check_heads(model: nn.Module, datasets: Sequence[Located]) -> None:
+    """Does every head that learns from label maps, an auxiliary one too, know all classes?"""
+    for where, _, dataset in datasets:
+        classes = len(_names(dataset))
+        for name, head in _heads(model):
+            if has_plain_loss(head) and head.num_classes < classes:
+                raise UserError(
+                    f'{where} has {classes} classes, {name} {head.num_classes}; set '
+                    f'{name}.num_classes={classes}'
+                )
 
 
 def check_meaning(datasets: Sequence[Located], num_classes: int | None) -> list[str]:

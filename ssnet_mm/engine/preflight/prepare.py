@@ -105,6 +105,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     with undisturbed():
         notes += check_pipelines(datasets)
     if mode == 'train':
+        network.check_heads(model, datasets)
         num_processes = int(os.environ.get('WORLD_SIZE', 1))
         notes += schedules.check_loop(cfg, len(whole['train_dataloader']), num_processes)
         notes += schedules.check_saving(cfg)

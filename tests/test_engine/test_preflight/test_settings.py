@@ -183,6 +183,10 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
         (TWO + ONE_CHANNEL + "model['decode_head']['sampler'] = "
          "dict(type='OHEMPixelSampler', thresh=0.7, min_kept=9)",
          'decode_head.sampler: OHEMPixelSampler fails on one channel .*; set model.*sampler=None'),
+        ("model['auxiliary_head'] = [dict(type='FCNHead', in_channels=8, in_index=2, channels=4, "
+         "num_classes=n) for n in (3, 2)]",
+         r'train_dataloader.dataset has 3 classes, model.auxiliary_head.1 2; set '
+         r'model.auxiliary_head.1.num_classes=3$'),
         # padding
         ("model['data_preprocessor']['size'] = (320, 512)",
          r'crop_size=\(32, 32\) in train_dataloader and model.data_preprocessor.size=\(320, 512\): '
@@ -241,6 +245,9 @@ def test_what_would_fail_later_or_do_nothing_fails_before_anything_is_written(
         "val_dataloader['dataset']['ann_file'] = 'sound.txt'",
         'param_scheduler = []\n' + MOSAIC.format(255),
         "param_scheduler = []\nmodel['data_preprocessor']['size'] = (40, 40)",
+        # learns where edges are
+        "param_scheduler = []\nmodel['auxiliary_head'] = dict(type='STDCHead', in_channels=8, "
+        "in_index=2, channels=4, num_convs=1, boundary_threshold=0.1, num_classes=2)",
         "param_scheduler = []\nmodel['data_preprocessor']['size'] = (64, 64)\n"
         "train_pipeline.insert(3, dict(type='Resize', scale=(64, 64)))",
         "param_scheduler = []\n" + MOSAIC.format(255) + "train_dataloader['dataset'] = "
