@@ -33,7 +33,7 @@ from PIL import ExifTags, Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ssnet_mm.engine.config import config_errors
+from ssnet_mm.engine.config import config_errors, describe
 from ssnet_mm.engine.config.nested import listed_or_single, values
 from ssnet_mm.engine.data import Located
 from ssnet_mm.engine.guards import check_predictions, check_scored_batch, check_training_batch
@@ -96,9 +96,8 @@ def dry_run(
             source = f', resumed from {resumed[0]}' if resumed else ''
             where = f'train_dataloader of {cfg.filename}'
             with config_errors(f'a training step on {where}{source}'):
-                found += _train(
-                    trial, loader, optimizer, list(values(cfg.train_dataloader, 'crop_size'))
-                )
+                crops = list(values(cfg.train_dataloader, 'crop_size'))
+                found += _train(trial, loader, optimizer, crops, where)
             if schedules.ends_with_one(cfg, len(datasets['train_dataloader'])):
                 with config_errors(
                     f'{where}, whose last batch is of one image (drop_last=True leaves it out)'
@@ -112,7 +111,9 @@ def dry_run(
     return found
 
 
-def _train(model: Any, loader: DataLoader, optimizer: Any, crops: Sequence[Any]) -> list[str]:
+def _train(
+    model: Any, loader: DataLoader, optimizer: Any, crops: Sequence[Any], where: str
+) -> list[str]:
     """Train a step on two images, cut to one of ``crops``; what is strange about them."""
     model.train()
     # batch norm needs two values a channel, of maps that may be of one pixel
@@ -120,7 +121,8 @@ def _train(model: Any, loader: DataLoader, optimizer: Any, crops: Sequence[Any])
     check_training_batch(model, batch)
     found = network.check_normalisation(model.data_preprocessor, batch)
     found += network.check_padding(model.data_preprocessor, batch, crops)
-    loss = float(model.train_step(batch, optimizer).get('loss', 1.0))
+    with _pipeline_errors(f'a training step on {where}', batch):
+        loss = float(model.train_step(batch, optimizer).get('loss', 1.0))
     if not math.isfinite(loss):
         raise UserError(
             f'the first loss is {loss}, before anything is learned; see to loss_decode, to mean '
@@ -280,7 +282,8 @@ def _evaluate(cfg: Config, stage: str, model: Any, evaluator: Evaluator, dataset
         model.eval()
         batch = _batch(built, 1)
         step = model.val_step if stage == 'val' else model.test_step
-        samples = step(batch)
+        with _pipeline_errors(where, batch):
+            samples = step(batch)
     if (built.batch_size or 1) > 1:
         with config_errors(where):
             check_scored_batch(built.collate_fn([dataset[i] for i in _of_each_size(dataset)]))
@@ -289,8 +292,30 @@ def _evaluate(cfg: Config, stage: str, model: Any, evaluator: Evaluator, dataset
     _check_label_size(samples, where)
     with config_errors(f'{stage}_evaluator of {cfg.filename}'), np.errstate(all='ignore'):
         evaluator.dataset_meta = dataset.metainfo
-        evaluator.process(data_samples=samples, data_batch=batch)
+        with _pipeline_errors(where, batch):
+            evaluator.process(data_samples=samples, data_batch=batch)
         return [str(name) for name in evaluator.evaluate(len(samples))]
+
+
+@contextlib.contextmanager
+def _pipeline_errors(where: str, batch: Any) -> Iterator[None]:
+    """Name the transform that is missing, where something fails for want of what it gives."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(batch, Mapping) and 'inputs' not in batch:
+            raise UserError(
+                f'{where}: samples come without inputs ({describe(error)}); put '
+                "dict(type='PackSegInputs') at the end of the pipeline"
+            ) from error
+        if 'gt_sem_seg' in str(error):
+            raise UserError(
+                f'{where}: samples come without a label map ({describe(error)}); put '
+                "dict(type='LoadAnnotations') after LoadImageFromFile in the pipeline"
+            ) from error
+        raise
 
 
 def _of_each_size(dataset: Any) -> list[int]:

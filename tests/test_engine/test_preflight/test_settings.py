@@ -101,7 +101,14 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
         ("train_dataloader.update(batch_size=5, drop_last=True, sampler="
          "dict(type='DefaultSampler', shuffle=True))",
          '4 images make no train_dataloader.batch_size of 5'),
-        ("train_pipeline.pop()", 'a training step on train_dataloader of '),
+        ("train_pipeline.pop()", 'a training step on train_dataloader of '
+         r".*: samples come without inputs .*; put dict\(type='PackSegInputs'\) at the end"),
+        ("train_pipeline.pop(1)", 'a training step on train_dataloader of '
+         r".*: samples come without a label map .*; put dict\(type='LoadAnnotations'\) after"),
+        ("val_dataloader['dataset']['pipeline'] = test_pipeline[:-1]",
+         r"^val_dataloader of .* without inputs .*; put dict\(type='PackSegInputs'\) at the end"),
+        ("val_dataloader['dataset']['pipeline'] = test_pipeline[::2]",
+         r"^val_dataloader of .* a label map .*; put dict\(type='LoadAnnotations'\) after"),
         ("for d in (train_dataloader, val_dataloader):\n"
          "    d['dataset']['metainfo'] = dict(classes=('road'))\ndel d",
          "classes is one text, 'road', where a list of names is wanted; .* \\('road',\\)"),
