@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from mmcv.transforms import Normalize
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
@@ -343,11 +344,14 @@ def check_pretrained(model: nn.Module) -> None:
 
 def _check_pretrained(module: nn.Module, where: str, init_cfg: Mapping[str, Any]) -> None:
     path = os.path.expanduser(init_cfg['checkpoint'])
-    if '://' in path:
-        return  # not on this machine yet
+    fetched = '://' in path
+    if fetched:  # mmengine keeps what it downloads
+        with config_errors(f'{where}.init_cfg: {path} can not be had'):
+            checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu', logger='silent')
+    else:
+        checkpoint = read_checkpoint(path)
     weights = {
-        key.removeprefix('module.'): value
-        for key, value in weights_of(read_checkpoint(path), path).items()
+        key.removeprefix('module.'): value for key, value in weights_of(checkpoint, path).items()
     }
     if 'init_weights' in vars(type(module)):  # it has a way of its own to load them
         with config_errors(f'{where}.init_cfg: loading {path}'):
@@ -363,9 +367,10 @@ def _check_pretrained(module: nn.Module, where: str, init_cfg: Mapping[str, Any]
     except RuntimeError as error:
         raise UserError(f'{where}.init_cfg: {path} does not fit: {describe(error)}') from error
     problems = listed(dict(missing=missing, misshapen=list(misshapen)))
-    if not problems:
-        return
     needed = [k for k in module.state_dict() if 'num_batches_tracked' not in k]
+    # published weights may lack what a toolbox adds to their nets
+    if not problems or (fetched and len(missing) + len(misshapen) < len(needed)):
+        return
     prefixes = {k.removesuffix(needed[0]) for k in weights if needed and k.endswith(needed[0])}
     for other in sorted(prefixes - {prefix}):
         if all(other + k in weights for k in needed):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.model import PretrainedInit
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import set_random_seed
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from ssnet_mm.engine.checkpoint import (
     weights_of,
 )
 from ssnet_mm.engine.config import build_segmentor, config_errors
-from ssnet_mm.engine.config.nested import listed_or_single
+from ssnet_mm.engine.config.nested import dicts, listed_or_single, walk
 from ssnet_mm.engine.config.options import unread_variables
 from ssnet_mm.engine.data import Located, check_data, look_at_data
 from ssnet_mm.engine.metrics import check_outputs
@@ -40,7 +41,7 @@ from ssnet_mm.engine.preflight.dry_run import (
 )
 from ssnet_mm.engine.preflight.pipelines import check_pipelines
 from ssnet_mm.engine.samples import check_samples
-from ssnet_mm.errors import UserError
+from ssnet_mm.errors import UserError, few
 
 # the variable by which each launcher numbers its processes
 _RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
@@ -82,6 +83,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     settings.check_complete(cfg, mode)
     settings.check_arguments(cfg, mode)
     settings.check_sliding(cfg)
+    _name_pretrained(cfg)
     model, random_state = _build_seeded(cfg)
     network.check_classes(model)
     datasets: list[Located] = []
@@ -112,7 +114,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
         for weights in pretrained_weights(cfg.model):
             read_checkpoint(weights)
         with config_errors(f'init_cfg in {cfg.filename}'):
-            check_initializers(model)
+            check_initializers(model, cfg)
         if hasattr(model, 'load_teacher'):
             model.load_teacher()
     resume = cfg.get('resume', False)
@@ -199,15 +201,57 @@ def _build_seeded(cfg: Config) -> tuple[Any, Tensor | None]:
     return model, torch.get_rng_state() if shared else None
 
 
-def check_initializers(model: Any) -> None:
+def _name_pretrained(cfg: Config) -> None:
+    """Call mmengine's initializer by the one name that it and mmseg's backbones compare with.
+
+    By another, with a scope or as a class, other initializers may overwrite what it loads.
+    """
+    for name, part in dicts(cfg.model, 'model'):
+        kind = part.get('type') if '.init_cfg' in name else None
+        if (WEIGHT_INITIALIZERS.get(kind) if isinstance(kind, str) else kind) is PretrainedInit:
+            part['type'] = 'Pretrained'  # type: ignore[index]
+
+
+def check_initializers(model: Any, cfg: Config) -> None:
     """Do the initializers build, and find what they need where they can tell?"""
-    for module in model.modules():
-        for cfg in listed_or_single(getattr(module, 'init_cfg', None)):
+    settings = dict(walk(cfg.model, 'model'))
+    for name, module in model.named_modules():
+        where = f'model.{name}.init_cfg' if name else 'model.init_cfg'
+        for init_cfg in listed_or_single(getattr(module, 'init_cfg', None)):
             # mmengine reads `override` itself: for which parts other values are drawn
-            own = {key: value for key, value in cfg.items() if key != 'override'}
+            own = {key: value for key, value in init_cfg.items() if key != 'override'}
             built = WEIGHT_INITIALIZERS.build(copy.deepcopy(own))
             if hasattr(built, 'check'):
                 built.check(module, model)
+            if settings.get(where):  # what a toolbox sets itself may be for more nets than this one
+                _check_drawn(built, init_cfg, module, where)
+
+
+def _check_drawn(initializer: Any, init_cfg: Mapping[str, Any], module: Any, where: str) -> None:
+    """Are there the layers, and the parts by name, for which values are to be drawn?"""
+    overridden = listed_or_single(init_cfg.get('override'))
+    for name in (part['name'] for part in overridden if 'name' in part):
+        if not hasattr(module, name):
+            parts = few(key for key, _ in module.named_children())
+            raise UserError(
+                f'{where}: override names {name}, which is not there; '
+                f'{where.removesuffix(".init_cfg")} has {parts}'
+            )
+    layers = getattr(initializer, 'layer', None)
+    if layers is None or (not layers and overridden):
+        return
+    if not layers:
+        raise UserError(f'{where}: {init_cfg["type"]} draws no weight without layer or override')
+    if not set(layers) & {kind for part in module.modules() for kind in _class_names(part)}:
+        kinds = few(sorted({type(part).__name__ for part in module.modules()}))
+        raise UserError(
+            f'{where}: layer={init_cfg["layer"]!r} is the class of no layer there; it has {kinds}'
+        )
+
+
+def _class_names(module: Any) -> Iterator[str]:
+    """The names by which mmengine's initializers find a layer: its class's, and its bases'."""
+    return (kind.__name__ for kind in (type(module), *type(module).__bases__))
 
 
 def check_machine(cfg: Config, mode: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner import CheckpointLoader
 from PIL import ExifTags, Image
 
 from ssnet_mm.engine import launch
@@ -168,6 +169,16 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
         ("model['decode_head']['loss_decode']['class_weight'] = 2.0", 'class_weight has 2.0, '),
         ("model['decode_head']['loss_decode']['class_weight'] = [0.0, 0.0, 0.0]", 'and not all 0'),
         ("model['decode_head']['loss_decode']['class_weight'] = [1.0, -1.0, 1.0]", 'from 0 on'),
+        ("model['decode_head']['init_cfg'] = dict(type='Normal', std=0.01, "
+         "override=dict(name='conv_seg'))",
+         'model.decode_head.init_cfg: override names conv_seg, .*model.decode_head has .*scores'),
+        ("model['backbone']['init_cfg'] = dict(type='Xavier', layer='Conv2D')",
+         "model.backbone.init_cfg: layer='Conv2D' is the class of no layer there; it has "),
+        ("model['backbone']['init_cfg'] = dict(type='Xavier')",
+         'backbone.init_cfg: Xavier draws no weight without layer or override'),
+        ("model['backbone']['init_cfg'] = dict(type='Pretrained', "
+         "checkpoint='http://127.0.0.1:9/vgg16.pth')",
+         'model.backbone.init_cfg: http://127.0.0.1:9/vgg16.pth can not be had: URLError'),
         ("model['decode_head']['loss_decode']['loss_weight'] = -1.0", 'loss_weight must be '),
         ("model['data_preprocessor']['std'] = [0.0] * 3", 'the first loss is nan, before anything'),
         ("model['decode_head']['loss_decode'].update(class_weight=[1.0, 2.0, 2.0], "
@@ -353,6 +364,51 @@ def test_pretrained_weights_load_whole_or_not_at_all(check, tiny_config, tmp_pat
     with pytest.raises(UserError, match='misshapen: '):
         check(given.format('whole.pth', ", prefix='backbone.'"), **{'model.backbone.fc_channels': 4,
               'model.decode_head.in_channels': [16, 32, 4]})  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', ["'mmengine.Pretrained'", 'PretrainedInit'])
+def test_pretrained_weights_are_loaded_by_any_name_of_their_initializer(
+    check, tiny_config, tmp_path, kind
+):
+    model = prepare.preflight(load(tiny_config()), 'train').model
+    weights = {k: torch.full_like(v, 0.5) for k, v in model.state_dict().items()}
+    torch.save({'state_dict': weights}, tmp_path / 'half.pth')
+    lines = (
+        'from mmengine.model import PretrainedInit\n'
+        f"model['init_cfg'] = dict(type={kind}, checkpoint='half.pth')\n"
+        "model['decode_head']['init_cfg'] = dict(type='Constant', val=9.0, layer='Conv2d')\n"
+    )
+    check(lines)
+    started = prepare.preflight(load(tiny_config(lines)), 'train').model
+    started.init_weights()
+    assert all(torch.equal(value, weights[k]) for k, value in started.state_dict().items())
+
+    torch.save({'state_dict': dict(list(weights.items())[:4])}, tmp_path / 'half.pth')
+    with pytest.raises(UserError, match='half.pth does not load whole'):
+        check(lines)
+
+
+def test_pretrained_weights_that_are_fetched_are_looked_at(check, monkeypatch):
+    fetched = {}
+    monkeypatch.setitem(CheckpointLoader._schemes, 'modelzoo://', lambda *args: dict(fetched))
+    lines = "model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='modelzoo://vgg')\n"
+    fetched['features.0.weight'] = torch.zeros(4, 3, 3, 3)
+    with pytest.raises(UserError, match='backbone.init_cfg: modelzoo://vgg does not load whole'):
+        check(lines)
+    fetched['stages.0.0.conv.weight'] = torch.zeros(4, 3, 3, 3)
+    check(lines)
+
+
+@pytest.mark.parametrize(
+    'init_cfg',
+    [
+        dict(type='Xavier', layer=['Linear', 'Conv2d']),
+        dict(type='Constant', val=1.0, layer='_BatchNorm'),  # a base of the layers' class
+        dict(type='Normal', std=0.01, override=dict(name='fc6')),
+    ],
+)
+def test_initializers_that_draw_something_pass(check, init_cfg):
+    check(f"model['backbone']['init_cfg'] = {init_cfg}\n")
 
 
 def test_a_seeded_training_is_bit_for_bit_what_it_is_without_the_trial(
