@@ -121,7 +121,7 @@ def _train(
     check_training_batch(model, batch)
     found = network.check_normalisation(model.data_preprocessor, batch)
     found += network.check_padding(model.data_preprocessor, batch, crops)
-    with _pipeline_errors(f'a training step on {where}', batch):
+    with _pipeline_errors(f'a training step on {where}', batch), _watched(optimizer) as learning:
         loss = float(model.train_step(batch, optimizer).get('loss', 1.0))
     if not math.isfinite(loss):
         raise UserError(
@@ -135,7 +135,38 @@ def _train(
             'the first loss is 0, from which nothing is learned; see to loss_weight and '
             'class_weight in model.decode_head.loss_decode'
         )
+    if loss > 0 and learning and not any(learning):
+        raise UserError(
+            f'the first loss is {loss:.4g}, and every gradient that the optimizer gets is 0, so '
+            'that nothing would be learned; see to optim_wrapper.clip_grad, whose max_norm must '
+            'lie above 0, to lr_mult, and to loss_weight'
+        )
     return found
+
+
+@contextlib.contextmanager
+def _watched(optimizer: Any) -> Iterator[list[bool]]:
+    """Note which weights that have a rate get a gradient other than 0, when a step is taken.
+
+    What decays moves without one. Nothing is noted of a step that is not taken, as where the
+    gradients of float16 overflow, and of several optimizers.
+    """
+    found: list[bool] = []
+
+    def note(stepping: Any, *_: Any) -> None:
+        for group in stepping.param_groups:
+            gradients = [p.grad for p in group['params'] if p.grad is not None]
+            found.extend(bool(grad.any()) for grad in gradients if group.get('lr', 1.0) > 0)
+
+    inner = getattr(optimizer, 'optimizer', None)
+    if not isinstance(inner, torch.optim.Optimizer):
+        yield found
+        return
+    handle = inner.register_step_pre_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def _resume(checkpoint: Mapping[str, Any], optimizer: Any, schedulers: Sequence[Any]) -> None:
@@ -232,7 +263,9 @@ def _build_schedule(
     """
     with config_errors(f'optim_wrapper of {cfg.filename}'):
         schedules.check_optimizer(cfg)
-        optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+        wrapper = copy.deepcopy(cfg.optim_wrapper)
+        wrapper.pop('accumulative_counts', None)  # the trial takes a step as well
+        optimizer = build_optim_wrapper(model, wrapper)
     if isinstance(optimizer, OptimWrapperDict):
         return optimizer, [], []
     rates = [group['lr'] for group in optimizer.param_groups if 'lr' in group]

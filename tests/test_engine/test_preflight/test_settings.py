@@ -144,6 +144,10 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
          'Rprop, has no weight_decay; set optim_wrapper.paramwise_cfg=None'),
         ("optim_wrapper['optimizer']['type'] = 'SDG'", 'SDG is not in the optimizer registry'),
         ("optim_wrapper['clip_grad'] = dict(max_nom=1)", 'a training step .*max_nom'),
+        ("optim_wrapper.update(clip_grad=dict(max_norm=0))\n"
+         "optim_wrapper['optimizer']['weight_decay'] = 0.1", 'every gradient .* is 0, so that '),
+        ("optim_wrapper.update(clip_grad=dict(max_norm=0), accumulative_counts=4)",
+         'the first loss is .*see to optim_wrapper.clip_grad, whose max_norm must lie above 0'),
         ("param_scheduler = [dict(type='MultiStepLR', milestones=[1])]", 'never step; .*by_epo'),
         (SCHEDULE.format('PolyLR', 'eta_min=0.02, end=2'), 'eta_min=0.02 is an absolute rate'),
         ("optim_wrapper['paramwise_cfg'] = dict(custom_keys={'backbone': dict(lr_mult=0.0)})\n"
@@ -273,6 +277,9 @@ def test_what_would_fail_later_or_do_nothing_fails_before_anything_is_written(
         'param_scheduler = []\n' + TWO + ONE_CHANNEL,
         'param_scheduler = []\n' + TWO + ONE_CHANNEL + "model['decode_head']['loss_decode'] = "
         "dict(type='LovaszLoss', loss_type='binary', reduction='none')",
+        SCHEDULE.format('LinearLR', 'start_factor=1e-9, end=2'),
+        "param_scheduler = []\noptim_wrapper.update(clip_grad=dict(max_norm=1e-9), "
+        'accumulative_counts=2)',
     ],
 )  # fmt: skip
 def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
