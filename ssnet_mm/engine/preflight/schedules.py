@@ -189,6 +189,8 @@ def check_schedule(
         where = f'param_scheduler.{i} ({type(scheduler).__name__})'
         _check_absolute(scheduler, where, i, rates)
         if isinstance(scheduler, ReduceOnPlateauParamScheduler):
+            if not cfg.get('val_cfg'):
+                warnings.append(f'{where} goes by the validation; there is none: it never steps')
             continue
         if scheduler.by_epoch and not epochs:
             raise UserError(
@@ -197,6 +199,12 @@ def check_schedule(
             )
         total = last[scheduler.by_epoch]
         end = _end(scheduler)
+        steps = getattr(scheduler, 'total_steps', math.inf)
+        if min(scheduler.end - 1, total) - scheduler.begin > steps:
+            raise UserError(
+                f'{where}: total_steps={steps} end before the training, at {total}, and it fails '
+                f'where it is to go on; set total_steps={total - scheduler.begin}, or leave it out'
+            )
         unit = 'epoch' if scheduler.by_epoch else 'iteration'
         if total < end < _ENDLESS:
             warnings.append(

@@ -29,7 +29,7 @@ from ssnet_mm.errors import UserError, few
 
 _POSITIVE = (
     'batch_size', 'crop_size', 'size', 'num_classes', 'max_iters', 'max_epochs', 'val_interval',
-    'accumulative_counts',
+    'accumulative_counts', 'base_batch_size',
 )  # fmt: skip
 
 

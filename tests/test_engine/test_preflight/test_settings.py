@@ -148,6 +148,10 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
          "optim_wrapper['optimizer']['weight_decay'] = 0.1", 'every gradient .* is 0, so that '),
         ("optim_wrapper.update(clip_grad=dict(max_norm=0), accumulative_counts=4)",
          'the first loss is .*see to optim_wrapper.clip_grad, whose max_norm must lie above 0'),
+        (SCHEDULE.format('OneCycleLR', 'eta_max=0.1, total_steps=2') + "train_cfg['max_iters'] = 5",
+         r'param_scheduler.0 \(OneCycle\S+\): total_steps=2 end before .*, at 5, .* total_steps=5'),
+        ("auto_scale_lr = dict(enable=True, base_batch_size=0)",
+         'auto_scale_lr.base_batch_size must be positive and whole, got 0'),
         ("param_scheduler = [dict(type='MultiStepLR', milestones=[1])]", 'never step; .*by_epo'),
         (SCHEDULE.format('PolyLR', 'eta_min=0.02, end=2'), 'eta_min=0.02 is an absolute rate'),
         ("optim_wrapper['paramwise_cfg'] = dict(custom_keys={'backbone': dict(lr_mult=0.0)})\n"
@@ -244,6 +248,7 @@ def test_what_would_fail_later_or_do_nothing_fails_before_anything_is_written(
         SCHEDULE.format('PolyLR', ''),  # ends with the training
         SCHEDULE.format('CosineAnnealingLR', 'T_max=2'),
         SCHEDULE.format('MultiStepLR', 'milestones=[1]'),
+        SCHEDULE.format('OneCycleLR', 'eta_max=0.1'),
         SCHEDULE.format('LinearLR', 'start_factor=0.1, end=1'),  # a warm-up, then constant
         'param_scheduler = []',
     "param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='mIoU', rule='greater')]",
@@ -306,6 +311,9 @@ def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
         (SCHEDULE.format('StepLR', 'step_size=60'), 'ends at iteration 60'),
         (SCHEDULE.format('LinearLR', 'end_factor=0.1, end=60'), 'ends at iteration 60'),
         (SCHEDULE.format('CosineAnnealingLR', 'T_max=60'), 'least rate at iteration 60, the train'),
+        ("param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='mIoU', rule='greater')]\n"
+         'val_dataloader = val_cfg = val_evaluator = None',
+         r'param_scheduler.0 \(Reduce\S+\) goes by the validation; there is none: it never'),
         ("default_hooks['checkpoint'].update(interval=9, save_last=False)\nparam_scheduler = []",
          'saves no checkpoint but the best'),
         ("optim_wrapper['paramwise_cfg'] = dict(custom_keys={'backbon_': dict(lr_mult=0.1)})",
