@@ -50,6 +50,11 @@ def check_data(cfg: Config, loader: str, num_classes: int | None = None) -> list
             built[0]
         classes = built.metainfo.get('classes') or ()
         check_dataset_meta(built.metainfo, where)
+        if not classes:
+            raise UserError(
+                f'{where} has no classes; set {where}.metainfo=dict(classes=..., palette=...), in '
+                'lower case, with a name for each class'
+            )
         if num_classes is not None and num_classes < len(classes):
             raise UserError(
                 f'{where} has {len(classes)} classes, the model {num_classes}; set '
@@ -149,9 +154,16 @@ def _labels(cfg: Config, where: str, dataset: Any) -> tuple[int, int]:
 
 def _check_paths(dataset: Mapping[str, Any], where: str) -> None:
     root = dataset.get('data_root') or ''
+    prefix = dataset.get('data_prefix') or {}
+    places = {'data_root': root, 'ann_file': dataset.get('ann_file')}
+    for key, place in [*places.items(), *((f'data_prefix.{key}', prefix[key]) for key in prefix)]:
+        if isinstance(place, (list, tuple)):
+            raise UserError(
+                f'{where}.{key} is a list, {place}, and a data set takes one; for several make a '
+                "data set of each: dict(type='ConcatDataset', datasets=[...])"
+            )
     if dataset.get('backend_args') or '://' in root:
         return  # not on this machine's disk
-    prefix = dataset.get('data_prefix') or {}
     folders = {'data_root': root, **{key: os.path.join(root, prefix[key] or '') for key in prefix}}
     for key, folder in folders.items():
         if folder and not os.path.isdir(folder):

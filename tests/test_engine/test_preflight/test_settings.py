@@ -122,6 +122,13 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
          'palette must be RGB colours of 0 to 255'),
         ("val_dataloader['dataset']['metainfo'] = dict(classes=classes[::-1], palette=palette)",
          r'val_dataloader.dataset has the classes right, left, ground \(3\), train_dataloader'),
+        ("train_dataloader['dataset']['metainfo'] = dict(CLASSES=classes, PALETTE=palette)",
+         r'train_dataloader.dataset has no classes; set .*dataset.metainfo=dict\(classes='),
+        ("train_dataloader['dataset']['data_root'] = ['a', 'b']",
+         r"train_dataloader.dataset.data_root is a list, \['a', 'b'\], .*takes one; .*ConcatDat"),
+        ("train_dataloader['dataset']['ann_file'] = ['train.txt']", 'ann_file is a list, .*Concat'),
+        ("train_dataloader['dataset']['data_prefix'] = dict(img_path=['a', 'b'])",
+         'train_dataloader.dataset.data_prefix.img_path is a list, '),
         ("train_dataloader['dataset']['ann_file'] = 'JPEGImages'", 'ann_file is a folder'),
         # optimizer and schedule
         ("optim_wrapper['optimizer']['lr'] = float('inf')", 'a learning rate of inf is none'),
