@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from mmcv.transforms import Normalize
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.runner import CheckpointLoader
 from mmseg.registry import DATASETS
 from torch import Tensor, nn
@@ -88,10 +89,12 @@ def check_losses(model: nn.Module, cfg: Config) -> list[str]:
         losses = [m for m in head.modules() if getattr(m, 'class_weight', None) is not None]
         for loss in losses:
             _check_weights(loss.class_weight, head, where)
+            _check_sigmoid_weights(loss, head, where)
             _check_weighted_void(loss, head, where)
         if losses:
             _check_inherited_weights(cfg, losses)
         for loss in head.modules():
+            _check_focal(loss, head, where)
             weight = getattr(loss, 'loss_weight', 1.0)
             if isinstance(weight, (int, float)) and not 0 <= weight < math.inf:
                 raise UserError(f'{where}: loss_weight must be a number from 0 on, got {weight}')
@@ -101,6 +104,20 @@ def check_losses(model: nn.Module, cfg: Config) -> list[str]:
                     f"loss_name does not hold 'loss'"
                 )
     return notes
+
+
+def _check_focal(loss: Any, head: Any, where: str) -> None:
+    """Does this mmseg's focal loss run without CUDA?"""
+    if type(loss).__name__ != 'FocalLoss' or get_device() == 'cuda':
+        return
+    labels = torch.zeros(1, 2, 2, dtype=torch.long)
+    try:
+        loss(torch.zeros(1, head.out_channels, 2, 2), labels, ignore_index=head.ignore_index)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f'{where}.loss_decode: FocalLoss of mmseg fails on label maps without CUDA, and torch '
+            'finds none here; use another loss, as CrossEntropyLoss'
+        ) from error
 
 
 def _check_weights(weights: Any, head: Any, where: str) -> None:
@@ -116,6 +133,25 @@ def _check_weights(weights: Any, head: Any, where: str) -> None:
         raise UserError(
             f'{where}.loss_decode: class_weight must be numbers from 0 on, and not all 0; got '
             f'{few(map(str, weights))}'
+        )
+
+
+def _check_sigmoid_weights(loss: Any, head: Any, where: str) -> None:
+    """Does mmseg's binary cross-entropy get at most one weight, that of its one channel?
+
+    It would lay several along the width of the image.
+    """
+    if type(loss).__name__ != 'CrossEntropyLoss' or not loss.use_sigmoid:
+        return
+    if head.out_channels > 1:
+        raise UserError(
+            f"{where}.loss_decode: mmseg's CrossEntropyLoss with use_sigmoid=True takes no "
+            'class_weight for several channels; set class_weight=None, or use_sigmoid=False'
+        )
+    if len(loss.class_weight) > 1:
+        raise UserError(
+            f'{where}.loss_decode: with use_sigmoid=True and one channel class_weight is one '
+            f'number, the weight of class 1 beside class 0; got {len(loss.class_weight)}'
         )
 
 

@@ -198,6 +198,14 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
         ("model['data_preprocessor']['std'] = [0.0] * 3", 'the first loss is nan, before anything'),
         ("model['decode_head']['loss_decode'].update(class_weight=[1.0, 2.0, 2.0], "
          "avg_non_ignore=True)", "fails on void pixels; set .*reduction='none'"),
+        ("model['decode_head']['loss_decode'].update(class_weight=[1.0, 2.0, 2.0], "
+         "use_sigmoid=True, reduction='none')",
+         'loss_decode: .* use_sigmoid=True takes no class_weight for several channels'),
+        (TWO + ONE_CHANNEL + "model['decode_head']['loss_decode'].update(class_weight=[1.0, 2.0])",
+         'decode_head.loss_decode: .* one channel class_weight is one number, .*; got 2'),
+        pytest.param("model['decode_head']['loss_decode'] = dict(type='FocalLoss')",
+                     'model.decode_head.loss_decode: FocalLoss .* fails on label maps without CUDA',
+                     marks=pytest.mark.skipif(torch.cuda.is_available(), reason='of CPUs alone')),
         ("for d in (train_dataloader, val_dataloader):\n"
          "    d['dataset']['metainfo'] = dict(classes=['a'], palette=[[0, 0, 0]])\n"
          "del d\nmodel['decode_head']['num_classes'] = 1", 'set model.decode_head.num_classes=2 '),
@@ -289,6 +297,8 @@ def test_what_would_fail_later_or_do_nothing_fails_before_anything_is_written(
         'param_scheduler = []\n' + TWO + ONE_CHANNEL,
         'param_scheduler = []\n' + TWO + ONE_CHANNEL + "model['decode_head']['loss_decode'] = "
         "dict(type='LovaszLoss', loss_type='binary', reduction='none')",
+        'param_scheduler = []\n' + TWO + ONE_CHANNEL
+        + "model['decode_head']['loss_decode'].update(class_weight=[2.0])",
         SCHEDULE.format('LinearLR', 'start_factor=1e-9, end=2'),
         "param_scheduler = []\noptim_wrapper.update(clip_grad=dict(max_norm=1e-9), "
         'accumulative_counts=2)',
