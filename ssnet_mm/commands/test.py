@@ -54,8 +54,7 @@ def main(args: argparse.Namespace) -> None:
     cfg.resume = False  # a config that resumes its training is tested like any other
     if args.show or args.show_dir:
         launch.paint_predictions(cfg, args.show, args.show_dir, args.wait_time)
-    if args.tta:
-        launch.use_tta(cfg)
+    notes = launch.use_tta(cfg) if args.tta else []
     if args.out is not None:
         launch.write_predictions(cfg, args.out)
     if args.report is not None:
@@ -63,4 +62,4 @@ def main(args: argparse.Namespace) -> None:
     hooks: list[Any] = [FuseHook()] if args.fuse else []
     if args.precision == 'bf16':
         hooks.append(BFloat16Hook())
-    launch.run(cfg, 'test', hooks, skip_data_check=args.skip_data_check)
+    launch.run(cfg, 'test', hooks, skip_data_check=args.skip_data_check, notes=notes)

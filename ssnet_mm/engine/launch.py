@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from ssnet_mm.engine.checkpoint import check_unmixed, weights_only
 from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
+from ssnet_mm.engine.config.nested import dicts, listed_or_single
 from ssnet_mm.engine.console import BestHook, introduce, quieten, quieten_current
 from ssnet_mm.engine.disk import full_disk, write_whole
 from ssnet_mm.engine.guards import GuardHook
@@ -61,15 +62,35 @@ def apply_run_arguments(cfg: Config, args: argparse.Namespace) -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
 
-def use_tta(cfg: Config) -> None:
-    """Test with the config's augmentations (``tta_pipeline``) around the model (``tta_model``)."""
+def use_tta(cfg: Config) -> list[str]:
+    """Test with the config's augmentations (``tta_pipeline``) around the model (``tta_model``).
+
+    Returns:
+        What the user should know.
+    """
     if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
         raise UserError(f'--tta needs tta_model and tta_pipeline, {cfg.filename} lacks them')
-    for _, dataset in single_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset'):
+    notes = []
+    tried = _resized(cfg.tta_pipeline)
+    for where, dataset in single_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset'):
+        tested = _resized(dataset.get('pipeline'))
+        if tried and not any(min(tried) <= size <= max(tried) for size in tested):
+            usual = f'to {tested[0]}' if tested else 'not at all'
+            notes.append(
+                f'--tta: tta_pipeline resizes images to {min(tried)} to {max(tried)} pixels on '
+                f'their long side, {where}.pipeline {usual}; give tta_pipeline scales about that'
+            )
         dataset['pipeline'] = cfg.tta_pipeline
     cfg.model = dict(cfg.tta_model, module=cfg.model)
     if cfg.model.type == 'SegTTAModel':
         cfg.model.type = 'MeanProbabilityTTAModel'  # the same, but for one output channel
+    return notes
+
+
+def _resized(pipeline: Any) -> list[int]:
+    """The long sides of the sizes to which a pipeline resizes images."""
+    parts = [part for _, part in dicts(pipeline) if part.get('type') == 'Resize']
+    return [max(listed_or_single(part['scale'])) for part in parts if part.get('scale')]
 
 
 def use_tensorboard(cfg: Config) -> None:

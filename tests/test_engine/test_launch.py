@@ -105,6 +105,26 @@ def test_tta_reaches_wrapped_data_sets(tiny_config):
         launch.use_tta(launch.load_config(tiny_config('tta_model = None')))
 
 
+@pytest.mark.parametrize(
+    ('tested', 'tried', 'note'),
+    [
+        ({}, dict(scale=(2048, 512)), '2048 to 2048 pixels .*dataset.pipeline not at all'),
+        (dict(scale=(64, 64)), dict(scale=(2048, 512)), '2048 to 2048 pixels .*pipeline to 64; '),
+        (dict(scale=(2048, 512)), dict(scale=(2048, 512)), None),
+        ({}, dict(scale_factor=1.5), None),
+        ({}, {}, None),
+    ],
+)
+def test_tta_at_sizes_that_are_not_tested_is_noted(tiny_config, tested, tried, note):
+    cfg = launch.load_config(tiny_config())
+    if tested:
+        cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='Resize', **tested))
+    if tried:
+        cfg.tta_pipeline[1].transforms.insert(0, [dict(type='Resize', **tried)])
+    notes = launch.use_tta(cfg)
+    assert [bool(re.search(note or '', found)) for found in notes] == [True] * bool(note)
+
+
 def test_predictions_are_asked_of_every_metric(tiny_config):
     cfg = launch.load_config(tiny_config('test_evaluator = [dict(test_evaluator)] * 2'))
     launch.write_predictions(cfg, 'out')

@@ -175,6 +175,7 @@ def _look_at_data(cfg: Config, datasets: Sequence[Located]) -> list[str]:
         others = f' ({more} more {"kind" if more == 1 else "kinds"} of error)' if more else ''
         raise UserError(f'{report.errors[0]}{others}; ssnet_mm check {cfg.filename} shows all')
     notes = [str(finding) for finding in report.notes]
+    notes += settings.unscored_best(cfg, report.totals)
     return notes + [
         f'{where} is not on this disk, and was not checked' for where in report.elsewhere
     ]

@@ -151,7 +151,7 @@ def check_optimizer(cfg: Config) -> None:
 
 
 def unmatched_layers(cfg: Config, names: Iterable[str]) -> list[str]:
-    """Notes on rates that are set for layers which the model does not have.
+    """Notes on rates and decays that are set for layers which the model does not have.
 
     Args:
         cfg: The config.
@@ -161,9 +161,10 @@ def unmatched_layers(cfg: Config, names: Iterable[str]) -> list[str]:
     names = list(names)
     return [
         f'optim_wrapper.paramwise_cfg.custom_keys: no parameter has {layer!r} in its name, so that '
-        'its lr_mult has no effect'
+        f'its {mult} has no effect'
         for layer, part in layers.items()
-        if part.get('lr_mult', 1) != 1 and not any(layer in name for name in names)
+        for mult in ('lr_mult', 'decay_mult')
+        if part.get(mult, 1) != 1 and not any(layer in name for name in names)
     ]
 
 
@@ -185,6 +186,10 @@ def check_schedule(
         raise UserError(f'optim_wrapper: a learning rate of {max(rates)} is none')
     if rates and not any(rates):
         warnings.append('every learning rate is 0, so that nothing will be learned')
+    hooks = cfg.get('default_hooks') or {}
+    stepped = 'ParamScheduler' in str(cfg.get('custom_hooks'))
+    if schedulers and hooks.get('param_scheduler', {}) is None and not stepped:
+        warnings.append('default_hooks.param_scheduler=None: no param_scheduler will ever step')
     for i, scheduler in enumerate(schedulers):
         where = f'param_scheduler.{i} ({type(scheduler).__name__})'
         _check_absolute(scheduler, where, i, rates)

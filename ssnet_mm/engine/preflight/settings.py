@@ -23,6 +23,7 @@ from mmseg.registry import (
     VISUALIZERS,
 )
 
+from ssnet_mm.checks.splits import Totals
 from ssnet_mm.engine.config.nested import dicts, listed_or_single, walk
 from ssnet_mm.engine.config.options import arguments, hands_on
 from ssnet_mm.errors import UserError, few
@@ -145,6 +146,25 @@ def check_best(cfg: Config, names: Sequence[str]) -> None:
             for i, name in enumerate(wanted):
                 _check_name(where, key, name, names, part, adds)
                 _check_rule(where, name, rules[i] if len(rules) == len(wanted) else rules[0])
+
+
+def unscored_best(cfg: Config, totals: Sequence[Totals]) -> list[str]:
+    """Notes on classes whose IoU the best checkpoint is chosen by, and that no mask holds.
+
+    Args:
+        cfg: The config.
+        totals: Of its data sets.
+    """
+    scored = [part for part in totals if part.split.where.startswith('val_') and part.masks]
+    classes = scored[0].split.dataset.metainfo.get('classes') or () if scored else ()
+    return [
+        f'{where}: save_best={name!r}, but no mask of validation holds {name[4:]}: its IoU is NaN, '
+        'by which no checkpoint is ever the best, or 0 where it is predicted'
+        for where, part in _hooks(cfg)
+        for name in listed_or_single(part.get('save_best'))
+        for label in [i for i, known in enumerate(classes) if name == f'IoU.{known}']
+        if not any(part.labels[label] for part in scored)
+    ]
 
 
 def _check_name(

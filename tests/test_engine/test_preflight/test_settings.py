@@ -335,6 +335,11 @@ def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
          'saves no checkpoint but the best'),
         ("optim_wrapper['paramwise_cfg'] = dict(custom_keys={'backbon_': dict(lr_mult=0.1)})",
          "no parameter has 'backbon_' in its name, so that its lr_mult has no effect"),
+        ("optim_wrapper['paramwise_cfg'] = dict(custom_keys={'norm': dict(decay_mult=0.0)})\n"
+         "optim_wrapper['optimizer']['weight_decay'] = 0.1",
+         "no parameter has 'norm' in its name, so that its decay_mult has no effect"),
+        ("default_hooks['param_scheduler'] = None",
+         'default_hooks.param_scheduler=None: no param_scheduler will ever step'),
         ("train_cfg['val_begin'] = 9\nparam_scheduler = []", 'val_begin=9 lies beyond the end, 2'),
         ("default_hooks['checkpoint'] = dict(type='CheckpointHook', interval=1)",
          'checkpoint counts epochs, train_cfg iterations: it saves at the end .*by_epoch=False'),
@@ -355,6 +360,24 @@ def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
 )  # fmt: skip
 def test_what_is_hardly_meant_is_a_warning(check, lines, warning):
     assert any(re.search(warning, found) for found in check(lines)), warning
+
+
+def test_the_best_by_a_class_that_validation_does_not_hold_is_noted(tiny_config, tiny_data):
+    mask = tiny_data / 'SegmentationClass' / '3.png'
+    labels = np.array(Image.open(mask))
+    Image.fromarray(np.where(labels == 2, 0, labels).astype(np.uint8)).save(mask)
+    (tiny_data / 'val.txt').write_text('3\n')
+    lines = (
+        "val_dataloader['dataset']['ann_file'] = 'val.txt'\n"
+        "val_evaluator = dict(type='ClassIoUMetric')\n"
+        "default_hooks['checkpoint'].update(rule='greater', save_best='IoU.{}')\n"
+    )
+    notes = {
+        name: ' '.join(prepare.preflight(load(tiny_config(lines.format(name))), 'train').notes)
+        for name in ('left', 'right')
+    }
+    assert "save_best='IoU.right', but no mask of validation holds right" in notes['right']
+    assert 'save_best' not in notes['left']
 
 
 def test_class_weights_of_another_data_set_are_not_inherited(tiny_config, tmp_path):
