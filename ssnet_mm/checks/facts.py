@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import mmcv
 import numpy as np
@@ -23,12 +24,16 @@ from mmseg.datasets.transforms import LoadAnnotations
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ssnet_mm.limits import open_image
+from ssnet_mm.limits import MAX_PIXELS, open_image
 
 # In these OpenCV reads pixels as Pillow does; others are read by the toolbox itself, to be sure.
 _COMMON_FORMATS = ('BMP', 'JPEG', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
 _COMMON_MODES = ('1', 'L', 'P', 'RGB', 'RGBA')
 _MAX_VALUES = 512  # kept of a mask: enough for any set of classes, and for a message on the rest
+_TOO_LARGE = (
+    f'has more than {MAX_PIXELS / 1e6:.0f} million pixels (shrink it, or cut it into several)'
+)
+_NO_FILE = 'is no file but a pipe or a device'
 # what people save under a photo's name by mistake
 _TEXTS = {b'version https://git-lfs': 'a Git LFS pointer (git lfs pull)', b'<': 'HTML or XML'}
 
@@ -104,9 +109,11 @@ def readers_of(pipeline: Any) -> tuple[Reader | None, Reader | None]:
 def read_facts(path: str, reader: Reader) -> Facts:
     """Read a file whole and say what it is; any fault is told in ``problem``."""
     try:
+        status = os.stat(path)
+        if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+            return Facts(problem=_NO_FILE)
         if reader.kind == 'other':
-            size = os.stat(path).st_size
-            data = b'' if size == 0 else None
+            data = b'' if status.st_size == 0 else None
         else:
             with open(path, 'rb') as file:
                 data = file.read()
@@ -115,6 +122,19 @@ def read_facts(path: str, reader: Reader) -> Facts:
     if data is None:
         return Facts(problem='is a folder' if os.path.isdir(path) else '')
     return facts_of(data, reader)
+
+
+def unfit(path: str) -> str:
+    """Why a decoder must not be given a file, as its header tells; empty where it may be."""
+    try:
+        if not os.path.isfile(path):
+            return _NO_FILE if os.path.exists(path) and not os.path.isdir(path) else ''
+        _open(path).close()
+    except _NotReadError as error:
+        return str(error)
+    except Exception:  # damaged, or of a kind that only the decoder reads
+        return ''
+    return ''
 
 
 def facts_of(data: bytes, reader: Reader) -> Facts:
@@ -162,6 +182,18 @@ class _NotReadError(Exception):
     """A decoder gives nothing, and no reason."""
 
 
+def _open(source: str | IO[bytes]) -> Image.Image:
+    """Open an image that decoders may be given: they would take the memory that it declares."""
+    try:
+        picture = open_image(source, None)
+    except Image.DecompressionBombError as error:  # from twice the limit on
+        raise _NotReadError(_TOO_LARGE) from error
+    if picture.width * picture.height > MAX_PIXELS:
+        picture.close()
+        raise _NotReadError(_TOO_LARGE)
+    return picture
+
+
 def _decode(data: bytes, reader: Reader) -> NDArray[Any]:
     array = mmcv.imfrombytes(data, flag=reader.flag, backend=reader.backend)
     if array is None:
@@ -191,10 +223,10 @@ def _header(picture: Image.Image, data: bytes) -> Facts:
 
 def _read_image(data: bytes, reader: Reader) -> Facts:
     try:
-        picture = open_image(io.BytesIO(data), None)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        picture = _open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
         try:
-            array = _decode(data, reader)  # of a kind, or a size, that only the toolbox reads
+            array = _decode(data, reader)  # of a kind that only the toolbox reads
         except Exception:
             raise error from None
         size = array.shape[1], array.shape[0]
@@ -219,7 +251,7 @@ def _read_image(data: bytes, reader: Reader) -> Facts:
 
 
 def _read_mask(data: bytes, reader: Reader) -> Facts:
-    picture = open_image(io.BytesIO(data), None)
+    picture = _open(io.BytesIO(data))
     facts = _header(picture, data)
     array = np.asarray(picture) if reader.backend == 'pillow' else _decode(data, reader)
     if array.ndim == 3 and array.shape[2] == 1:

@@ -10,6 +10,7 @@ import mmcv
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from ssnet_mm.checks.facts import unfit
 from ssnet_mm.checks.scan import Split
 from ssnet_mm.palette import voc_palette
 
@@ -38,7 +39,8 @@ def contact_sheet(splits: Sequence[Split], num: int = 12) -> bytes | None:
         for i in (k * total // min(num, total) for k in range(min(num, total))):
             info = split.dataset.get_data_info(i)
             try:
-                cells.append((info['img_path'], _overlay(split, info)))
+                if not unfit(info['img_path']) and not unfit(info['seg_map_path']):
+                    cells.append((info['img_path'], _overlay(split, info)))
             except Exception:  # the checks say what is wrong with it
                 continue
     if not cells:

@@ -12,6 +12,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
 from ssnet_mm.checks import Report, Split, check_lists, check_splits, contact_sheet
+from ssnet_mm.checks.facts import readers_of, unfit
 from ssnet_mm.engine.checkpoint import weights_only
 from ssnet_mm.engine.config import check_dataset_meta, config_errors, single_datasets
 from ssnet_mm.errors import UserError, few
@@ -38,13 +39,17 @@ def check_data(cfg: Config, loader: str, num_classes: int | None = None) -> list
             if finding.check.severity == 'error':  # it explains a first image that is not there
                 raise UserError(str(finding))
         info = built.get_data_info(0)
-        for key in ('img_path', 'seg_map_path'):
+        readers = readers_of(getattr(built, 'pipeline', []))
+        for key, reader in zip(('img_path', 'seg_map_path'), readers):
             path = info.get(key)
             if path and '://' not in path and not os.path.isfile(path):
                 raise UserError(
                     f'{where}: {path} not found, the first {key} listed by {_listing(dataset)}; '
                     'check data_prefix and the suffixes'
                 )
+            problem = unfit(path) if path and reader and reader.kind != 'other' else ''
+            if problem:
+                raise UserError(f'{where}: {path} {problem}; mend it, or take it out of the list')
         files = ' with '.join(info[key] for key in ('seg_map_path', 'img_path') if info.get(key))
         with config_errors(f'{where}: its first sample, {files}, does not load'):
             built[0]

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import Compose
+from mmseg.datasets.transforms import LoadAnnotations
 from torch import Tensor, nn
 
+from ssnet_mm.checks.facts import unfit
 from ssnet_mm.engine.config import describe
 from ssnet_mm.errors import UserError, few
 
@@ -34,8 +37,9 @@ class CheckedPipeline(Compose):
         bands: How many an image may have; empty: any number.
 
     Raises:
-        SampleError: When called: a transform fails, an image and its label map have different
-            sizes when loaded, or what comes out has a label out of range or other bands.
+        SampleError: When called: a file is too large or none, a transform fails, an image and its
+            label map have different sizes when loaded, or what comes out has a label out of range
+            or other bands.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class CheckedPipeline(Compose):
         mapped = data.get('reduce_zero_label') or data.get('label_map')
         looked_at = False
         for transform in self.transforms:
+            _check_file(transform, image, mask)
             try:
                 data = transform(data)
             except SampleError:
@@ -96,6 +101,18 @@ class CheckedPipeline(Compose):
                 f'{image} comes with {len(inputs)} bands, the network takes {self.bands[0]}; set '
                 'color_type of LoadImageFromFile, or in_channels of the backbone'
             )
+
+
+def _check_file(transform: Callable, image: str | None, mask: str | None) -> None:
+    """Look at the header of the file that a transform is about to load.
+
+    Raises:
+        SampleError: It declares too many pixels, or is no regular file.
+    """
+    path = {LoadImageFromFile: image, LoadAnnotations: mask}.get(type(transform))
+    problem = unfit(path) if path else ''
+    if problem:
+        raise SampleError(f'{path} {problem}; mend the file, or take it out of the list')
 
 
 def _check_size(given: Sequence[int], image: Sequence[int], where: str) -> None:

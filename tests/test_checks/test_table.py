@@ -97,6 +97,15 @@ def replace_folder(path):
     path.mkdir()
 
 
+def replace_pipe(path, link=None):
+    path.unlink()
+    os.symlink(link, path) if link else os.mkfifo(path)
+
+
+def huge(path, size=(10_000, 9000)):
+    Image.new('1', size).save(path, 'PNG')
+
+
 def binary(data, function):
     data.classes = ('ground', 'object')
     data.change(function)
@@ -159,6 +168,12 @@ SPOILT = {
     'cut PNG photo': (cut_png, 'unreadable-image', '1.jpg is cut short'),
     'zeros in photo': (zero_filled, 'unreadable-image', '1.jpg .*filled with zeros'),
     'empty photo': (lambda d: cut(d.image(2), 0), 'unreadable-image', '2.jpg is empty .0 bytes'),
+    'huge photo': (lambda d: huge(d.image(2), (14_000, 13_000)), 'unreadable-image',
+        '2.jpg has more than 89 million pixels .shrink it'),
+    'pipe as photo': (lambda d: replace_pipe(d.image(2)), 'unreadable-image', '2.jpg is no file b'),
+    'device as photo': (lambda d: replace_pipe(d.image(2), '/dev/zero'), 'unreadable-image',
+        '2.jpg is no file but a pipe or a device'),
+    'huge mask': (lambda d: huge(d.mask(2)), 'unreadable-mask', '2.png has more than 89 million'),
     'text as photo': (lambda d: d.image(2).write_text('hi'), 'unreadable-image', 'not an image'),
     'LFS': (
         lambda d: d.image(2).write_text('version https://git-lfs.github.com/spec/v1\n'),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ssnet_mm.engine import launch
 from ssnet_mm.engine.config import build_segmentor
+from ssnet_mm.engine.data import check_data
 from ssnet_mm.engine.samples import CheckedPipeline, SampleError, check_samples, strange_labels
 from ssnet_mm.errors import UserError
 
@@ -124,6 +125,29 @@ def test_a_file_that_can_not_be_read_is_named(checked, tiny_data, folder, conten
         path.write_bytes(content)
     with pytest.raises(SampleError, match=message):
         dataset[2]
+
+
+@pytest.mark.parametrize('folder', ['JPEGImages', 'SegmentationClass'])
+@pytest.mark.parametrize(
+    ('replace', 'message'),
+    [
+        (lambda path: Image.new('1', (10_000, 9000)).save(path, 'PNG'), 'more than 89 million'),
+        (os.mkfifo, 'is no file but a pipe or a device; mend the file, or take it out of the list'),
+    ],
+)
+@pytest.mark.filterwarnings('ignore:Image size')
+def test_a_file_that_decoders_must_not_be_given_is_named(
+    tiny_config, checked, tiny_data, folder, replace, message
+):
+    dataset = checked()
+    for i in (2, 0):
+        path = next((tiny_data / folder).glob(f'{i}.*'))
+        path.unlink()
+        replace(path)
+    with pytest.raises(SampleError, match=rf'^\S*{path.stem}{path.suffix} .*{message}'):
+        dataset[0]
+    with pytest.raises(UserError, match=rf'{path.name} (not found|.*{message[:16]})'):
+        check_data(launch.load_config(tiny_config()), 'train_dataloader')
 
 
 def test_other_transforms_name_the_sample(checked, tiny_data):

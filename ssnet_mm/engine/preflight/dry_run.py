@@ -356,6 +356,8 @@ def _of_each_size(dataset: Any) -> list[int]:
     found: dict[Any, int] = {}
     for i in range(len(dataset) if hasattr(dataset, 'get_data_info') else 0):
         path = dataset.get_data_info(i).get('img_path', '')
+        if not os.path.isfile(path):  # a pipe would be waited for
+            continue
         with contextlib.suppress(*_UNREAD), open_image(path, None) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4  # by 90 degrees
             found.setdefault((image.size, turned), i)
