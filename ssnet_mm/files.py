@@ -35,8 +35,16 @@ def make_folder(path: str | os.PathLike[str]) -> None:
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file so that its name holds the old content or the new; make folders as needed."""
-    path = Path(path)
+    """Write a file so that its name holds the old content or the new; make folders as needed.
+
+    A link stays, and the file that it names is written. What is no file, a pipe or a device, stays
+    too, and is written into.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, 'wb') as file:
+            file.write(data)
+        return
+    given, path = path, Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
@@ -46,7 +54,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or os.fspath(path)  # a full disk's names no file
+        error.filename = error.filename or os.fspath(given)  # a full disk's names no file
         raise
     finally:
         temporary.unlink(missing_ok=True)  # still there only if something went wrong

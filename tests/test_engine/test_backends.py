@@ -27,6 +27,32 @@ def test_a_file_is_as_readable_as_any_other(tmp_path):
     assert modes[0] == modes[1]
 
 
+def test_what_a_link_names_is_written_and_the_link_stays(tmp_path):
+    (tmp_path / 'there').mkdir()
+    (tmp_path / 'there' / 'file').write_bytes(b'old')
+    (tmp_path / 'link').symlink_to('there/file')
+    (tmp_path / 'new').symlink_to('there/more/file')
+    for name in ('link', 'new'):
+        atomic_write(tmp_path / name, b'new')
+        assert (tmp_path / name).is_symlink()
+    assert (tmp_path / 'there' / 'file').read_bytes() == b'new'
+    assert (tmp_path / 'there' / 'more' / 'file').read_bytes() == b'new'
+
+
+def test_a_pipe_and_a_device_are_written_into(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    reader = os.open(tmp_path / 'pipe', os.O_RDONLY | os.O_NONBLOCK)
+    (tmp_path / 'nowhere').symlink_to(os.devnull)
+    atomic_write(tmp_path / 'pipe', b'data')
+    atomic_write(tmp_path / 'nowhere', b'data')
+    assert os.read(reader, 9) == b'data'
+    os.close(reader)
+    assert stat.S_ISFIFO(os.stat(tmp_path / 'pipe').st_mode)
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode) and (tmp_path / 'nowhere').is_symlink()
+    with pytest.raises(IsADirectoryError):
+        atomic_write(tmp_path, b'data')
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / 'file'
     atomic_write(path, b'old')
