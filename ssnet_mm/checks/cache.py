@@ -26,14 +26,14 @@ class Cache:
     """
 
     def __init__(self) -> None:
-        self._new: dict[tuple[str, str], tuple[State, Facts]] = {}
+        self._new: dict[tuple[bytes, str], tuple[State, Facts]] = {}
         self._database: sqlite3.Connection | None = None
         try:
             path = cache_file()
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=10)  # other runs may be writing
             self._database.execute(
-                f'CREATE TABLE IF NOT EXISTS {_TABLE} (path TEXT, reader TEXT, size INTEGER, '
+                f'CREATE TABLE IF NOT EXISTS {_TABLE} (path BLOB, reader TEXT, size INTEGER, '
                 'mtime INTEGER, facts TEXT, PRIMARY KEY (path, reader)) WITHOUT ROWID'
             )
         except (OSError, sqlite3.Error):
@@ -41,7 +41,7 @@ class Cache:
 
     def get(self, path: str, reader: Reader, state: State) -> Facts | None:
         """What is known of a file, if it has not changed."""
-        key = path, _key(reader)
+        key = os.fsencode(path), _key(reader)  # a name may be no text
         if key in self._new:
             return self._new[key][1] if self._new[key][0] == state else None
         if self._database is None:
@@ -60,7 +60,7 @@ class Cache:
 
     def put(self, path: str, reader: Reader, state: State, facts: Facts) -> None:
         """Remember a file."""
-        self._new[path, _key(reader)] = state, facts
+        self._new[os.fsencode(path), _key(reader)] = state, facts
         if self._database is not None and len(self._new) >= 2000:
             self._save()  # so that an interrupted look goes on from here
 

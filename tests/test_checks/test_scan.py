@@ -38,6 +38,16 @@ def test_what_has_not_changed_is_not_read_again(data, read):
     assert sorted(read) == [str(data.image(i)) for i in range(4)]
 
 
+def test_names_that_are_no_text_are_remembered(data, read):
+    for path in (data.image(1), data.mask(1)):
+        path.rename(path.with_name(f'caf\udce9{path.suffix}'))
+    data.lists = {'train': ''}
+    assert data.found() == []
+    assert len(read) == 8
+    assert data.found() == []
+    assert len(read) == 8
+
+
 def test_what_could_not_be_read_is_tried_again(data, read):
     content = data.image(1).read_bytes()
     data.image(1).write_bytes(content[:-200])
