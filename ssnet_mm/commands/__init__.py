@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
+from ssnet_mm.commands.output import go_on_unread, output
 from ssnet_mm.errors import UserError, exit_on_user_error
 from ssnet_mm.version import __version__
 
@@ -30,16 +31,19 @@ class Command(NamedTuple):
     module: str
     help: str  # one line
     toolbox: bool = True  # whether it needs torch and the toolbox, whatever its arguments
+    lasting: bool = False  # whether it goes on when nobody reads what it prints any more
 
 
 COMMANDS = {
-    'fit': Command('ssnet_mm.commands.fit', 'photos and masks in, a trained net and a report out'),
+    'fit': Command(
+        'ssnet_mm.commands.fit', 'photos and masks in, a trained net and a report out', lasting=True
+    ),
     'prepare': Command(
         'ssnet_mm.commands.prepare',
         'make a data set of photos and annotations',
     ),
     'check': Command('ssnet_mm.commands.check', 'read the images and masks, and say what is wrong'),
-    'train': Command('ssnet_mm.commands.train', 'train a config'),
+    'train': Command('ssnet_mm.commands.train', 'train a config', lasting=True),
     'test': Command('ssnet_mm.commands.test', 'score a checkpoint, with a report of each class'),
     'predict': Command(
         'ssnet_mm.commands.predict', 'segment images, a video or a camera', toolbox=False
@@ -88,6 +92,7 @@ def _run(command: str, argv: Sequence[str] | None, prog: str | None = None) -> N
     module = import_module(COMMANDS[command].module)
     if hasattr(module, 'check_arguments'):
         module.check_arguments(args)
+    go_on_unread(COMMANDS[command].lasting)
     if COMMANDS[command].toolbox:
         load_toolbox()
     module.main(args)
@@ -117,6 +122,7 @@ def load_toolbox() -> None:
 
 
 @exit_on_user_error
+@output()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``ssnet_mm COMMAND ...``; exit code 2 and one line where the input is at fault."""
     argv = sys.argv[1:] if argv is None else argv
@@ -152,6 +158,7 @@ def script(command: str) -> tuple[Parse, Main]:
         return parser_of(command, os.path.basename(sys.argv[0])).parse_args(argv)
 
     @exit_on_user_error
+    @output()
     def main(argv: Sequence[str] | None = None) -> None:
         _run(command, argv, os.path.basename(sys.argv[0]))
 

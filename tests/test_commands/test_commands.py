@@ -93,6 +93,58 @@ def test_known_noise_of_the_stacks_is_not_printed_and_other_lines_are():
     assert len(silent.stdout.splitlines()) == 1 and 'Deformable' not in silent.stderr
 
 
+UNREAD = """
+import os, sys, logging, types
+sys.argv[0] = '/bin/ssnet_mm'
+from ssnet_mm import commands
+from ssnet_mm.errors import UserError
+def work(args):
+    logging.basicConfig(stream=sys.stdout)
+    for i in range(5000):
+        logging.warning(i)
+        print(i, flush=True)
+    with open(sys.argv[1], 'w') as file:
+        file.write('done')
+module = types.SimpleNamespace(add_arguments=lambda parser: None, main=work)
+commands.import_module = lambda name: module
+commands.load_toolbox = lambda: None
+commands.main([sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize(('command', 'code', 'done'), [('train', 0, True), ('test', 141, False)])
+def test_a_training_goes_on_unread_and_other_commands_end(tmp_path, command, code, done):
+    argv = [sys.executable, '-c', UNREAD, str(tmp_path / 'done'), command]
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with subprocess.Popen(argv, env={**os.environ, 'PYTHONPATH': str(ROOT)}, **pipe) as process:
+        assert process.stdout.readline() == b'WARNING:root:0\n'
+        process.stdout.close()
+        assert process.stderr.read() == b''
+        assert process.wait() == code
+    assert (tmp_path / 'done').exists() == done
+
+
+def test_help_that_nobody_reads_is_no_error():
+    code = 'import sys; sys.argv = ["ssnet_mm"]; from ssnet_mm.commands import main'
+    argv = [sys.executable, '-c', f'{code}; main(["--help"])']
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(argv, env=environment, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.stderr == b''
+
+
+def test_names_that_are_no_text_are_printed():
+    code = (
+        'import types; from ssnet_mm import commands\n'
+        'commands._run = lambda *args: print("caf\\udce9")\n'
+        'commands.main(["plot"])'
+    )
+    done = in_process(code, '/bin/ssnet_mm', PYTHONUTF8='1')
+    assert done.stdout.splitlines()[0] == 'caf\\udce9', done.stderr
+
+
 def test_a_module_runs_as_the_command():
     done = subprocess.run(
         [sys.executable, '-X', 'importtime', '-m', 'ssnet_mm', 'train', 'a', '--cfg-options', 'b'],
