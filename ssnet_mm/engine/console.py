@@ -19,6 +19,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
+from ssnet_mm.engine.disk import raise_unwritten
 from ssnet_mm.errors import few
 from ssnet_mm.files import atomic_write
 from ssnet_mm.version import __version__
@@ -60,12 +61,13 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 def quieten(logger: logging.Logger, mode: str) -> None:
-    """Have a logger's console say the essential; its files go on to hold everything.
+    """Have a logger's console say the essential; its files hold everything, or it raises.
 
     Args:
         logger: Of a Runner.
         mode: 'train' or 'test'.
     """
+    raise_unwritten(logger)
     for handler in logger.handlers:
         if type(handler) is logging.StreamHandler:
             for known in [f for f in handler.filters if isinstance(f, _ConsoleFilter)]:

@@ -24,6 +24,11 @@ from ssnet_mm.errors import UserError
 from ssnet_mm.files import atomic_write
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or a quota, has no space left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextmanager
 def full_disk(work_dir: str, then: str) -> Iterator[None]:
     """Turn the error of a disk without space, or of a quota, into a UserError.
@@ -35,10 +40,17 @@ def full_disk(work_dir: str, then: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
         what = f'writing {error.filename}' if error.filename else f'writing in {work_dir}'
         raise UserError(f'no space left on the disk, {what}; make some, and {then}') from error
+
+
+def raise_unwritten(logger: logging.Logger) -> None:
+    """Have a logger raise where it can't write its files."""
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = _reraise  # type: ignore[method-assign]
 
 
 def write_whole(runner: Runner) -> None:
@@ -48,9 +60,6 @@ def write_whole(runner: Runner) -> None:
             continue
         if hook.backend_args is None and hook.file_client_args is None:
             hook.backend_args = dict(backend='atomic')
-    for handler in runner.logger.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handleError = _reraise  # type: ignore[method-assign]
     for backend in runner.visualizer._vis_backends.values():
         if type(backend) is LocalVisBackend:
             backend.add_image = functools.partial(_write_image, backend)

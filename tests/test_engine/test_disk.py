@@ -1,15 +1,19 @@
 import errno
 import logging
 import os
+from collections import OrderedDict
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from helpers.training import train
+from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 
 from ssnet_mm import files
+from ssnet_mm.engine.config import load_config
 from ssnet_mm.errors import UserError
 
 EACH = """
@@ -54,6 +58,20 @@ def test_a_log_that_can_not_be_written_is_one_line(tiny_config, tmp_path, capfd)
     with pytest.raises(UserError, match='no space left on the disk, writing in .*work; make some'):
         train(tiny_config(EACH), tmp_path / 'work', (FullLog(),))
     assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_a_disk_that_is_full_from_the_start_is_not_the_configs_fault(
+    tiny_config, tmp_path, capfd, monkeypatch
+):
+    config = tiny_config(EACH)
+    monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())  # of this test alone
+    monkeypatch.setattr(logging.FileHandler, '_open', lambda self: open('/dev/full', 'w'))  # noqa: SIM115
+    with pytest.raises(UserError, match='^no space left on the disk, writing in .*work; make some'):
+        train(config, tmp_path / 'work')
+    assert 'Logging error' not in capfd.readouterr().err
+    monkeypatch.setattr(Config, 'fromfile', no_space)
+    with pytest.raises(UserError, match='^no space left on the disk, writing in .*; make some, an'):
+        load_config(config)
 
 
 def test_pictures_are_written_whole_or_not_at_all(tiny_config, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from mmseg.registry import DATASETS, MODELS
 from ssnet_mm.engine.config.files import sources
 from ssnet_mm.engine.config.nested import plain
 from ssnet_mm.engine.config.options import apply_options, hand_on_preprocessor
+from ssnet_mm.engine.disk import full_disk, is_full
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.own_configs import config_names, configs_folder, find_config
 from ssnet_mm.palette import is_palette
@@ -39,7 +41,8 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
             have no effect.
     """
     path = find_config(path)
-    with config_errors(f'config {path}'):
+    # mmengine copies configs to a folder for temporary files
+    with full_disk(tempfile.gettempdir(), 'start again'), config_errors(f'config {path}'):
         _check_foreign_bases(path)
         cfg = Config.fromfile(path)
     with config_errors(f'--cfg-options on {path}'):
@@ -82,12 +85,17 @@ def _is_installed(package: str | None) -> bool:
 
 @contextmanager
 def config_errors(where: str) -> Iterator[None]:
-    """Turn whatever building from a config raises into a UserError: the config is the user's."""
+    """Turn whatever building from a config raises into a UserError: the config is the user's.
+
+    But not that a disk is full, which ``full_disk`` tells.
+    """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
+        if is_full(error):
+            raise
         raise UserError(f'{where}: {describe(error)}') from error
 
 
