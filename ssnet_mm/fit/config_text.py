@@ -69,6 +69,11 @@ custom_hooks = [
 _MIN_DELTA = 0.1
 
 
+def class_weights(weights: Sequence[float]) -> list[float]:
+    """What the config trains with."""
+    return [round(min(float(w), _HIGHEST_WEIGHT), 2) for w in weights]
+
+
 def config_text(
     file: Path,
     base: str,
@@ -107,7 +112,7 @@ def config_text(
         log_interval=min(max(plan.max_iters // 30, 1), 50),
         min_delta=_MIN_DELTA,
         patience=max(3, round(plan.validations / 2)),
-        class_weight=_pretty([round(min(float(w), _HIGHEST_WEIGHT), 2) for w in weights]),
+        class_weight=_pretty(class_weights(weights)),
         amp=f'\n{_AMP}\noptim_wrapper = dict(type={amp!r})\n' if amp else '',
         suffix=record.suffix,
         workers=workers,

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from shlex import quote
 from string import Template
 from typing import Any
 
@@ -17,6 +18,7 @@ from mmseg.registry import DATASETS
 
 from ssnet_mm.deploy.network import last_head
 from ssnet_mm.files import write_result
+from ssnet_mm.fit.config_text import class_weights
 from ssnet_mm.prepare.run import Prepared
 from ssnet_mm.results.charts import curves_chart
 from ssnet_mm.results.runs import read_run
@@ -120,7 +122,7 @@ def render(task: Any, steps: Mapping[str, Mapping[str, Any]], data: Prepared) ->
             f'The exported file scores {exported["scores"]["exported"]:.2f}% mIoU where the '
             f'checkpoint scores {exported["scores"]["model"]:.2f}%.'
         ),
-        commands=escape(_commands(task)),
+        commands=escape(_commands(task, data)),
     )  # fmt: skip
     return Template(_PLACE.read_text(encoding='utf-8')).substitute(parts)
 
@@ -143,7 +145,7 @@ def _percent(value: float | None) -> str:
 
 def _class_rows(data: Prepared) -> Iterator[list[str]]:
     totals = data.report.totals[0]
-    weights = totals.median_frequency_weights()
+    weights = class_weights(totals.median_frequency_weights().tolist())
     for i, (name, share) in enumerate(zip(data.record.classes, totals.shares())):
         yield [name, f'{share:.2%}', str(totals.shown_by[i]), f'{weights[i]:.2f}']
     void = totals.labels[totals.split.ignore_index] / max(sum(totals.labels.values()), 1)
@@ -182,17 +184,22 @@ def _image(data: bytes, kind: str, alt: str) -> str:
     return f'<img alt="{escape(alt)}" src="data:{kind};base64,{encoded}">'
 
 
-def _commands(task: Any) -> str:
+def _commands(task: Any, data: Prepared) -> str:
+    # the source may hold images/ and masks/, and predict looks at one folder alone
+    photos = [(task.source / entry.source).parent for entry in data.record.images.values()]
+    source = quote(str(next(filter(Path.is_dir, photos), task.source)))
+    out, config, exported = (quote(str(p)) for p in (task.out, task.config, task.export))
+    best = quote(str(task.run / 'best'))
     longer = 4 * int(Config.fromfile(str(task.config)).max_iters)
     return '\n'.join(
         [
             '# new images, by the exported file or by the checkpoint',
-            f'ssnet_mm predict {task.export} {task.source} --out-dir {task.out / "predictions"}',
-            f'ssnet_mm predict {task.config} {task.run / "best"} {task.source} --out-dir DIR',
+            f'ssnet_mm predict {exported} {source} --out-dir {out}/predictions',
+            f'ssnet_mm predict {config} {best} {source} --out-dir DIR',
             '# four times as long, into another folder',
-            f'ssnet_mm train {task.config} --work-dir {task.out / "longer"} --cfg-options '
+            f'ssnet_mm train {config} --work-dir {out}/longer --cfg-options '
             f'max_iters={longer} val_interval={max(1, longer // 10)}',
             '# the scores again, as files',
-            f'ssnet_mm test {task.config} {task.run / "best"} --report DIR',
+            f'ssnet_mm test {config} {best} --report DIR',
         ]
     )

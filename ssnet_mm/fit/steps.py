@@ -107,12 +107,19 @@ class State:
             return known['result']
         print(f'\n== {name}', flush=True)
         start = time.monotonic()
-        result = step()
-        seconds = time.monotonic() - start
-        if known and name == 'train':
-            seconds += known['seconds']  # of a part that was gone on with
-        self.steps[name] = dict(made_of=made_of, seconds=round(seconds, 1), result=result)
-        self.write()
+        part = f'{name}, stopped'  # which may be gone on with
+        done = False
+        try:
+            result = step()
+            done = True
+        finally:
+            before = self.steps.pop(part, {}).get('seconds', 0.0)
+            seconds = round(before + time.monotonic() - start, 1)
+            if done:
+                self.steps[name] = dict(made_of=made_of, seconds=seconds, result=result)
+            else:
+                self.steps[part] = dict(made_of=made_of, seconds=seconds, result=None)
+            self.write()
         return result
 
     def write(self) -> None:
@@ -165,6 +172,14 @@ def fit(task: Fit) -> Path:
 def _prepare(task: Fit, state: State) -> Prepared:
     print('== prepare', flush=True)
     start = time.monotonic()
+    known = state.steps.get('prepare', {})
+    masks = task.settings.masks
+    made_of = str(task.source.resolve()) + (f' with {masks.resolve()}' if masks else '')
+    if known and known['made_of'] not in ('', made_of):
+        raise UserError(
+            f'{task.out} holds a fit of {known["made_of"]}, not of {made_of}; take another --out, '
+            f'or delete {state.path} if the folder was only moved'
+        )
     data = prepare(task.source, task.out / 'data', task.settings)
     for line in data.faults:
         print(f'left out: {" ".join(line.split())}')
@@ -177,13 +192,12 @@ def _prepare(task: Fit, state: State) -> Prepared:
             raise UserError(
                 f'no image is left to {split} with; give more than one, or another --val'
             )
-    known = state.steps.get('prepare', {})
     counts = {split: data.counts[split] for split in data.counts}
     if known and known['result']['counts'] != counts:
         print('note: the data have changed; what is trained already stays as it is')
     result = dict(counts=counts, faults=data.faults, notes=[str(f) for f in data.report.notes])
     seconds = known.get('seconds') or round(time.monotonic() - start, 1)
-    state.steps['prepare'] = dict(made_of='', seconds=seconds, result=result)
+    state.steps['prepare'] = dict(made_of=made_of, seconds=seconds, result=result)
     state.write()
     print(
         f'{task.out / "data"}: {counts["train"]} train, {counts["val"]} val; '

@@ -1,6 +1,7 @@
 """The numbers of a fit, the config it writes, and what it reads of a run."""
 
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,13 @@ from ssnet_mm.commands import fit as command
 from ssnet_mm.engine import launch
 from ssnet_mm.engine.config import build_segmentor, load_config
 from ssnet_mm.errors import UserError
-from ssnet_mm.fit import page
+from ssnet_mm.fit import page, steps
 from ssnet_mm.fit.config_text import NETS, config_text
 from ssnet_mm.fit.plan import Plan, Speed, choose, fill
-from ssnet_mm.fit.steps import State, _ended
+from ssnet_mm.fit.steps import Fit, State, _ended
 from ssnet_mm.own_configs import find_config
 from ssnet_mm.prepare.run import prepare
+from ssnet_mm.prepare.settings import Settings
 
 VGA = Counter({(640, 480): 40})
 FAST, SLOW = Speed(2e-8, 1e-8, 0.2), Speed(5e-6, 1.5e-6, 1.5)  # a GPU, two cores
@@ -97,8 +99,6 @@ def source(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('net', NETS)
 def test_the_config_builds_and_holds_what_was_chosen(source, net):
-    from ssnet_mm.prepare.settings import Settings
-
     classes = ["it's", 'a "dent"']
     settings = Settings(masks=source / 'masks', classes=classes)
     data = prepare(source / 'photos', source / 'data', settings, lambda line: None)
@@ -177,6 +177,63 @@ def test_a_step_is_done_once_and_again_when_what_it_is_made_of_changed(tmp_path)
         state.once('test', made_of, lambda: calls.append(1))
         state = State.read(tmp_path / 'fit.json')
     assert len(calls) == 2 and state.steps['test']['made_of'] == 'b'
+
+
+def test_the_parts_of_a_stopped_step_add_up(tmp_path, monkeypatch):
+    clock = iter([0.0, 60.0, 100.0, 130.0])
+    monkeypatch.setattr(steps.time, 'monotonic', lambda: next(clock))
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        State.read(tmp_path / 'fit.json').once('train', 'a', stopped)
+    assert 'train' not in State.read(tmp_path / 'fit.json').steps
+    State.read(tmp_path / 'fit.json').once('train', 'a', dict)
+    assert State.read(tmp_path / 'fit.json').steps == {
+        'train': dict(made_of='a', seconds=90.0, result={})
+    }
+
+
+def test_a_folder_of_other_photos_is_refused(fails, source, monkeypatch):
+    monkeypatch.chdir(source)
+    state = State(source / 'out' / 'fit.json')
+    state.steps['prepare'] = dict(made_of='/other/photos', seconds=1.0, result={})
+    state.write()
+    assert re.search(
+        'out holds a fit of /other/photos, not of /.*/photos with /.*/masks; take another --out, or'
+        ' delete out/fit.json if the folder was only moved',
+        fails('fit', 'photos', 'masks', '--out', 'out'),
+    )
+    assert not (source / 'out' / 'data').exists()
+
+
+def test_the_page_tells_the_weights_and_commands_that_hold(tmp_path):
+    for folder in ('images', 'masks'):
+        (tmp_path / 'my photos' / folder).mkdir(parents=True)
+    task = Fit(tmp_path / 'my photos', tmp_path / 'my fit', Settings())
+    task.out.mkdir()
+    task.config.write_text('max_iters = 50')
+    record = SimpleNamespace(
+        classes=['a', 'b'], images={'0': SimpleNamespace(source='images/0.png')}
+    )
+    data = SimpleNamespace(record=record)
+    commands = [
+        shlex.split(line) for line in page._commands(task, data).splitlines() if line[0] != '#'
+    ]
+    assert commands[1][2:5] == [
+        str(task.config), str(task.run / 'best'), str(task.source / 'images')
+    ]  # fmt: skip
+    assert commands[0][-1] == str(task.out / 'predictions')
+    totals = SimpleNamespace(
+        median_frequency_weights=lambda: np.array([0.5, 70.0]),
+        shares=lambda: [0.9, 0.1],
+        shown_by=[1, 1],
+        split=SimpleNamespace(ignore_index=255),
+        labels=Counter({0: 9, 1: 1}),
+    )
+    data.report = SimpleNamespace(totals=[totals])
+    assert [row[3] for row in page._class_rows(data)] == ['0.50', '10.00', '']
 
 
 def test_a_state_that_is_damaged_is_one_line(tmp_path):
