@@ -99,11 +99,14 @@ def compare(
     The images are RGB, (H, W, 3) or batches of them, and not resized.
     """
 
+    def classes(logits: Tensor) -> Tensor:
+        """A single logit with the threshold beside it: the larger one is the class."""
+        if processor.threshold is None:
+            return logits
+        border = float(np.log(processor.threshold / (1 - processor.threshold)))
+        return F.pad(logits, (0, 0, 0, 0, 1, 0), value=border)
+
     def behind(logits: Tensor) -> Tensor:
-        """Logits less the largest of their pixel; a single one has the threshold beside it."""
-        if processor.threshold is not None:
-            border = float(np.log(processor.threshold / (1 - processor.threshold)))
-            logits = F.pad(logits, (0, 0, 0, 0, 1, 0), value=border)
         return logits - logits.amax(1, keepdim=True)
 
     def by_class(logits: Tensor) -> Tensor:
@@ -127,15 +130,17 @@ def compare(
             if processor.scores:
                 scores = [processor.decided(one.numpy(), True)[1] for one in expected]
                 shifts.append(np.square(outputs[1] - np.stack(scores)).mean())
-            expected = behind(expected)
+            expected = behind(classes(expected))
             labels = output.long()
             if labels.max() >= expected.shape[1]:
                 raise not_finite()
             difference = -expected.gather(1, labels[:, None])
         elif output.shape == expected.shape:
-            expected, output = behind(expected), behind(output)
+            expected, output = classes(expected), classes(output)
             labels = output.argmax(1)
-            difference = (output - expected).abs()
+            plain = (output - expected).abs()  # what all logits have in common is wrong as well
+            expected = behind(expected)
+            difference = (behind(output) - expected).abs().maximum(plain)
         else:
             raise UserError(
                 f'the exported model is wrong: {tuple(output.shape)} logits for an image of '
