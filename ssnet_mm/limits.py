@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
+from contextlib import suppress
 from itertools import chain
 from typing import IO, Any
 
@@ -41,6 +43,18 @@ IMAGE_FORMATS = {
     'WEBP': ('.webp',),
 }
 IMAGE_SUFFIXES = tuple(chain.from_iterable(IMAGE_FORMATS.values()))
+# EXIF's orientation, and what turns the stored pixels upright; Pillow's exif_transpose() has these,
+# and writes the other EXIF data anew, which fails on what cameras and editors leave there
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112  # tag of EXIF and of TIFF
 
 
 def check_size(path: str, declared: int) -> None:
@@ -130,3 +144,24 @@ def read_unmapped(image: Image.Image) -> None:
     """
     if image.format == 'TIFF':
         image.filename = ''  # type: ignore[attr-defined]  # without one it can not be mapped
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8, as OpenCV reads it; 1 where there is none, or a broken one.
+
+    Of a TIFF file it is 1: Pillow turns its pixels as it reads them.
+    """
+    with suppress(Exception):  # what is broken in EXIF is ignored by decoders, too
+        if image.format == 'PNG' and 'exif' not in image.info:
+            image.load()  # it may stand behind the pixels
+        data = image.info['exif']
+        if image.format != 'WEBP':  # in which this header makes it none for OpenCV
+            data = data.removeprefix(b'Exif\0\0')
+        order = {b'II*\0': '<', b'MM\0*': '>'}[data[:4]]
+        (start,) = struct.unpack_from(f'{order}I', data, 4)
+        (count,) = struct.unpack_from(f'{order}H', data, start)
+        for i in range(count):
+            tag, _, _, value = struct.unpack_from(f'{order}HHIH', data, start + 2 + 12 * i)
+            if tag == _ORIENTATION:
+                return value if value in TURNS else 1
+    return 1

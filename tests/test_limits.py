@@ -17,6 +17,19 @@ def test_an_image_is_measured_by_its_header(tmp_path):
     assert limits.open_image(tmp_path / 'a.png', None).size == (200, 100)
 
 
+def test_an_orientation_is_found_in_front_of_a_png_files_pixels_and_behind_them(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (8, 8)).save(tmp_path / 'a.png', exif=exif)
+    assert limits.orientation_of(limits.open_image(tmp_path / 'a.png', None)) == 6
+    data = (tmp_path / 'a.png').read_bytes()
+    start = data.index(b'eXIf') - 4
+    size = 12 + int.from_bytes(data[start : start + 4], 'big')
+    chunk, rest = data[start : start + size], data[:start] + data[start + size :]
+    (tmp_path / 'a.png').write_bytes(rest[:-12] + chunk + rest[-12:])  # before the last one
+    assert limits.orientation_of(limits.open_image(tmp_path / 'a.png', None)) == 6
+
+
 def test_formats_that_start_other_programs_are_no_images(tmp_path):
     Image.new('RGB', (8, 8)).save(tmp_path / 'a.eps')  # which Pillow hands to Ghostscript
     (tmp_path / 'a.eps').rename(tmp_path / 'a.png')

@@ -12,7 +12,6 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import IO, Any, Literal
@@ -22,9 +21,9 @@ import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmseg.datasets.transforms import LoadAnnotations
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from ssnet_mm.limits import MAX_PIXELS, open_image
+from ssnet_mm.limits import MAX_PIXELS, open_image, orientation_of
 
 # In these OpenCV reads pixels as Pillow does; others are read by the toolbox itself, to be sure.
 _COMMON_FORMATS = ('BMP', 'JPEG', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
@@ -207,17 +206,13 @@ def _header(picture: Image.Image, data: bytes) -> Facts:
         bits = data[24]  # Pillow hides 16-bit colours and 2 and 4-bit greys
     elif picture.format == 'TIFF':
         bits = max(picture.tag_v2.get(258, (bits,)))  # type: ignore[attr-defined]
-    orientation = 1
-    if picture.format != 'TIFF':  # whose orientation every reader applies by itself
-        with suppress(Exception):  # what is broken in EXIF is ignored by decoders, too
-            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     return Facts(
         format=picture.format or '',
         mode=picture.mode,
         bits=bits,
         size=picture.size,
         stored_size=picture.size,
-        orientation=orientation if orientation in range(1, 9) else 1,
+        orientation=orientation_of(picture),
     )
 
 

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ssnet_mm.errors import UserError
-from ssnet_mm.limits import MAX_PIXELS, open_image, read_unmapped
+from ssnet_mm.limits import MAX_PIXELS, TURNS, open_image, orientation_of, read_unmapped
 from ssnet_mm.palette import voc_palette
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
@@ -25,7 +25,7 @@ ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | Pixels
 
 _MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 _DEEP_GREY = ('PNG', 'PPM')  # formats whose grey values have 16 bits at most
-_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and of TIFF
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
 _ROWS = 1024  # converted at once, so that a large image is in memory no more than twice
 
 
@@ -52,8 +52,9 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Pixels:
     opacity = image.format == 'TIFF' and image.mode == 'RGBA' and _bits(image) == 8
     background = _background(image)
     kind = image.format
-    if upright and image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    orientation = orientation_of(image) if upright else 1
+    if orientation != 1:
+        image = image.transpose(TURNS[orientation])
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for rows in bands_of_rows(image.height, _ROWS):
         part = image.crop((0, rows.start, image.width, rows.stop))

@@ -10,19 +10,9 @@ import numpy as np
 from PIL import Image
 
 from ssnet_mm.checks.facts import Facts, Reader, facts_of
-from ssnet_mm.limits import MAX_PIXELS, open_image
+from ssnet_mm.limits import MAX_PIXELS, TURNS, open_image
 from ssnet_mm.prepare.source import BadAnnotationError, Item, Mask, Size
 
-# EXIF's orientation, and what turns the stored pixels upright; Pillow's exif_transpose() has these
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _KEPT = {'jpg': ('JPEG', 'MPO'), 'png': ('PNG',)}  # formats whose files are taken as they are
 JPEG_QUALITY = 95
 
@@ -118,7 +108,7 @@ def upright(mask: Mask, photo: Photo, exif: str) -> Mask:
     stored = exif == 'stored' if same else size == facts.stored_size
     if not stored:
         return mask
-    return np.asarray(Image.fromarray(mask).transpose(_TURNS[facts.orientation]))
+    return np.asarray(Image.fromarray(mask).transpose(TURNS[facts.orientation]))
 
 
 UNCLEAR = (

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ from ssnet_mm.deploy.runtimes.eager import TorchSession
 from ssnet_mm.deploy.runtimes.session import Session
 from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.errors import UserError
+from ssnet_mm.limits import orientation_of
 
 VALUES = np.random.default_rng(0).integers(0, 256, (12, 16, 4)).astype(np.uint8)
 VALUES = VALUES.repeat(2, 0).repeat(2, 1)
@@ -102,6 +104,54 @@ def test_photos_that_lie_on_their_side_in_a_tiff_file_are_upright(tmp_path, mode
     np.testing.assert_array_equal(read_image(tmp_path / 'a.tif'), expected)
     with Image.open(tmp_path / 'a.tif') as opened:
         np.testing.assert_array_equal(to_rgb(opened), expected)
+
+
+def exif(*entries, header=b'Exif\0\0'):
+    """EXIF data that turn a photo by 90 degrees, and hold more entries of (tag, type, value)."""
+    entries = sorted([(0x0112, 3, struct.pack('<HH', 6, 0)), *entries])
+    rest = 14 + 12 * len(entries)
+    data = header + struct.pack('<4sIH', b'II*\0', 8, len(entries))
+    for tag, kind, value in entries:
+        data += struct.pack('<HHI', tag, kind, 1)
+        data += value if len(value) == 4 else struct.pack('<I', rest)
+    return data + bytes(4) + b''.join(value for _, _, value in entries if len(value) > 4)
+
+
+@pytest.mark.parametrize(
+    'entry',
+    [
+        (0x011A, 10, struct.pack('<ii', -72, 1)),  # signed, where Pillow would write unsigned ones
+        (0x0100, 9, struct.pack('<i', -5)),
+        (0x0132, 5, struct.pack('<II', 1, 1)),  # a date that is a fraction
+        (0x0128, 2, b'in\0\0'),  # a unit in words
+    ],
+)
+@pytest.mark.parametrize('name', ['a.jpg', 'a.png', 'a.webp'])
+def test_photos_are_upright_whatever_else_their_exif_data_hold(tmp_path, name, entry):
+    path = tmp_path / name
+    RGB.save(path, exif=exif(entry), **({'lossless': True} if name == 'a.webp' else {}))
+    expected = cv2.imread(str(path))
+    assert expected.shape == (32, 24, 3)
+    np.testing.assert_array_equal(read_image(path), expected[..., ::-1])
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        exif(header=b'Exif\0\0Exif\0\0'),
+        exif()[:-20],  # cut short
+        b'Exif\0\0',
+        exif().replace(struct.pack('<HH', 6, 0), struct.pack('<HH', 9, 0)),
+    ],
+)
+def test_an_orientation_that_opencv_does_not_read_turns_nothing(tmp_path, data):
+    path = tmp_path / 'a.jpg'
+    RGB.save(path, exif=data)
+    expected = cv2.imread(str(path))
+    assert expected.shape == (24, 32, 3)
+    np.testing.assert_array_equal(read_image(path), expected[..., ::-1])
+    with Image.open(path) as opened:
+        assert orientation_of(opened) == 1
 
 
 @pytest.mark.parametrize('name', ['float.tif', 'long.tif', 'lab.tif'])

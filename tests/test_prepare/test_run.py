@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssnet_mm.errors import UserError
-from ssnet_mm.prepare.photos import _TURNS
+from ssnet_mm.limits import TURNS
 
 from .conftest import SIZE, names, photo, read_mask, striped, write
 
@@ -245,7 +245,7 @@ def test_photos_that_exif_turns_are_turned_with_their_masks(source, run, orienta
     exif, buffer = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
     Image.fromarray(stored * np.uint8(255)).convert('RGB').save(buffer, 'JPEG', exif=exif)
-    turned = np.asarray(Image.fromarray(stored).transpose(_TURNS[orientation]))
+    turned = np.asarray(Image.fromarray(stored).transpose(TURNS[orientation]))
     mask = turned if frame == 'upright' else stored
     folder = source({'images/a.jpg': buffer.getvalue(), 'masks/a.png': mask})
     settings = {} if orientation >= 5 else dict(exif=frame)  # sizes tell, or not

@@ -29,7 +29,7 @@ from mmengine.optim import (
 )
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS, PARAM_SCHEDULERS
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -39,7 +39,7 @@ from ssnet_mm.engine.data import Located
 from ssnet_mm.engine.guards import check_predictions, check_scored_batch, check_training_batch
 from ssnet_mm.engine.preflight import network, schedules, settings
 from ssnet_mm.errors import UserError
-from ssnet_mm.limits import open_image
+from ssnet_mm.limits import open_image, orientation_of
 
 _SIZES = 8  # of images, of which one each is loaded to see whether they fit into a batch
 
@@ -359,7 +359,7 @@ def _of_each_size(dataset: Any) -> list[int]:
         if not os.path.isfile(path):  # a pipe would be waited for
             continue
         with contextlib.suppress(*_UNREAD), open_image(path, None) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4  # by 90 degrees
+            turned = orientation_of(image) > 4  # by 90 degrees
             found.setdefault((image.size, turned), i)
             if len(found) == _SIZES:
                 break
