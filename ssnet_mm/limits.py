@@ -140,10 +140,13 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int | Non
 def read_unmapped(image: Image.Image) -> None:
     """Have Pillow read the pixels of a TIFF file that it has opened, not map the file.
 
-    Pillow 13 takes rows for columns in mapped ones that are stored lying on their side.
+    Pillow 13 takes rows for columns in mapped ones that are stored lying on their side. Nor is it
+    to turn pixels by what XMP alone says of their orientation: OpenCV does not.
     """
     if image.format == 'TIFF':
         image.filename = ''  # type: ignore[attr-defined]  # without one it can not be mapped
+        orientation = image.tag_v2.get(_ORIENTATION, 1)  # type: ignore[attr-defined]
+        image.getexif()[_ORIENTATION] = orientation
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -25,7 +25,7 @@ ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | Pixels
 
 _MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 _DEEP_GREY = ('PNG', 'PPM')  # formats whose grey values have 16 bits at most
-_BITS_PER_SAMPLE = 258  # a tag of TIFF
+_BITS_PER_SAMPLE, _WHITE_IS_ZERO, _EXTRA_SAMPLES = 258, 262, 338  # tags of TIFF; 0: it is
 _ROWS = 1024  # converted at once, so that a large image is in memory no more than twice
 
 
@@ -37,7 +37,6 @@ def read_image(
     ValueError where it declares more than ``max_pixels``.
     """
     with open_image(source, max_pixels) as image:
-        image.load()  # raises where the file is cut short
         return to_rgb(image)
 
 
@@ -48,8 +47,12 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Pixels:
     """
     check_mode(image)
     read_unmapped(image)
-    image.load()
-    opacity = image.format == 'TIFF' and image.mode == 'RGBA' and _bits(image) == 8
+    _read_unstretched(image)
+    image.load()  # raises where the file is cut short
+    tags: Any = getattr(image, 'tag_v2', {})
+    # without the tag libtiff takes the colours for multiplied already, as OpenCV writes RGBA
+    opacity = image.mode == 'RGBA' and _EXTRA_SAMPLES in tags
+    inverted = tags.get(_WHITE_IS_ZERO) == 0  # what Pillow does itself, but not in 16 bits
     background = _background(image)
     kind = image.format
     orientation = orientation_of(image) if upright else 1
@@ -59,7 +62,7 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Pixels:
     for rows in bands_of_rows(image.height, _ROWS):
         part = image.crop((0, rows.start, image.width, rows.stop))
         if image.mode.startswith('I'):  # which Pillow would clip
-            pixels[rows] = (np.asarray(part) >> 8).astype(np.uint8)[..., None]
+            pixels[rows] = (np.asarray(part) >> 8).astype(np.uint8)[..., None] ^ (255 * inverted)
         elif opacity:  # libtiff gives colours times opacity
             values = np.asarray(part).astype(np.uint16)
             pixels[rows] = (values[..., :3] * values[..., 3:] + 127) // 255
@@ -75,13 +78,43 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Pixels:
 
 
 def check_mode(image: Image.Image) -> None:
-    """UserError where a PIL image's values have no 8-bit grey levels of a defined meaning."""
+    """UserError where a PIL image has no 8-bit grey levels of a defined meaning."""
+    if image.info.get('default_image'):
+        raise UserError(
+            'it is an animation beside a still image, and programs differ in which of them they '
+            'show; save the one that is meant by itself'
+        )
+    bits = _bits(image)
+    packed = image.mode.startswith('I;16') and bits not in (8, 16)
+    if packed:
+        raise UserError(
+            f'grey levels of {bits} bits are not read by OpenCV; convert the image to 8 or 16'
+        )
     deep = image.mode.startswith('I;16') or (image.mode == 'I' and image.format in _DEEP_GREY)
     if image.mode not in _MODES and not deep:
         raise UserError(
             f"values of Pillow's mode {image.mode} have no defined grey levels; convert the image "
             'to 8 or 16 unsigned bits of grey or RGB'
         )
+
+
+def _read_unstretched(image: Image.Image) -> None:
+    """Have Pillow read PGM and PPM of another largest value as OpenCV does.
+
+    That one makes light only what is written in digits, and only up to 255; of larger values it
+    takes the higher of two bytes.
+    """
+    if image.format != 'PPM' or not (tile := getattr(image, 'tile', None)):
+        return
+    decoder, box, offset, given = tile[0]
+    if decoder not in ('ppm', 'ppm_plain'):
+        return
+    mode, largest = given
+    if decoder == 'ppm':
+        deep = 'I;16B' if mode == 'L' else f'{mode};16B'
+        image.tile = [('raw', box, offset, deep if largest > 255 else mode)]  # type: ignore[attr-defined]
+    elif largest > 255:
+        image.tile = [(decoder, box, offset, (mode, 65535))]  # type: ignore[attr-defined]
 
 
 def _bits(image: Image.Image) -> int:

@@ -26,6 +26,23 @@ RGB, RGBA, GREY = (Image.fromarray(VALUES[..., part]) for part in (slice(3), sli
 DEEP = Image.fromarray(VALUES[..., 0].astype(np.uint16) * 257 - VALUES[..., 0])
 
 
+def tiff(path, data, *tags):
+    """A file of pixels that lie as they are, RGBA of 16 bits unless more tags say otherwise."""
+    given = {256: 32, 257: 24, 258: 16, 259: 1, 262: 2, 273: 0, 277: 4, 278: 24, 279: data.nbytes}
+    given.update(tags)
+    bits, rest = [given[258]] * given[277], 14 + 12 * len(given)
+    given[273] = rest + 2 * len(bits)
+    entries = b''.join(struct.pack('<HHII', tag, 4, 1, given[tag]) for tag in sorted(given))
+    if len(bits) > 1:  # which stand behind the entries
+        entries = entries.replace(
+            struct.pack('<HHII', 258, 4, 1, bits[0]), struct.pack('<HHII', 258, 3, len(bits), rest)
+        )
+    header = struct.pack('<4sIH', b'II*\0', 8, len(given))
+    bits = struct.pack(f'<{len(bits)}H', *bits)
+    path.write_bytes(header + entries + bytes(4) + bits + data.tobytes())
+    return path
+
+
 def saved(folder, name):
     """A file of each kind, by the name before its suffix."""
     path = folder / name
@@ -49,6 +66,14 @@ def saved(folder, name):
         'float': lambda: Image.fromarray(VALUES[..., 0].astype(np.float32)).save(path),
         'long': lambda: Image.fromarray(VALUES[..., 0].astype(np.int32)).save(path),
         'lab': lambda: RGB.convert('LAB').save(path),
+        'white': lambda: DEEP.save(path, tiffinfo={262: 0}),  # is zero
+        # both are RGBA without the tag that says so
+        'untagged': lambda: cv2.imwrite(str(path), VALUES),
+        'deep_untagged': lambda: cv2.imwrite(str(path), VALUES.astype(np.uint16) * 257),
+        'deep_opaque': lambda: tiff(path, VALUES.astype('<u2') * 257, (338, 2)),
+        'xmp': lambda: RGB.save(path, xmp=b'<x tiff:Orientation="6"/>', **exact),
+        'xmp_tag': lambda: RGB.save(path, tiffinfo={700: b'<x tiff:Orientation="6"/>'}),
+        'still': lambda: RGB.save(path, default_image=True, **frames),
     }[kind]()  # fmt: skip
     return path
 
@@ -69,7 +94,8 @@ def torch_session(tiny_config):
         'deep.tif', 'deep.pgm', 'deep_rgb.png', 'deep_rgb.tif', 'cmyk.jpg', 'cmyk.tif',
         'palette.png', 'palette.gif', 'palette.bmp', 'turned.jpg', 'turned.tif', 'animated.webp',
         'animated.png', 'animated.tif', 'animated.gif', 'grey_alpha.png', 'bits.png', 'bits.tif',
-        'clear.png',
+        'clear.png', 'white.tif', 'untagged.tif', 'deep_untagged.tif', 'deep_opaque.tif',
+        'xmp.jpg', 'xmp.webp', 'xmp_tag.tif',
     ],
 )  # fmt: skip
 def test_pixels_are_those_that_opencv_reads(tmp_path, name):
@@ -79,7 +105,7 @@ def test_pixels_are_those_that_opencv_reads(tmp_path, name):
         pytest.skip('this OpenCV does not read it')
     found = read_image(path)
     assert found.dtype == np.uint8 and found.shape == expected.shape
-    tolerance = 1 if name == 'deep_rgb.tif' else 0
+    tolerance = 1 if name in ('deep_rgb.tif', 'deep_untagged.tif', 'deep_opaque.tif') else 0
     assert np.abs(found.astype(int) - expected[..., ::-1]).max() <= tolerance
     with Image.open(path) as opened:  # as a PIL image
         np.testing.assert_array_equal(to_rgb(opened), found)
@@ -88,6 +114,38 @@ def test_pixels_are_those_that_opencv_reads(tmp_path, name):
     with open(path, 'rb') as file:
         for source in (path.read_bytes(), io.BytesIO(path.read_bytes()), file):
             np.testing.assert_array_equal(segment.pixels(source), found)
+
+
+@pytest.mark.parametrize('kind', ['P2', 'P3', 'P5', 'P6'])
+@pytest.mark.parametrize('largest', [1, 100, 255, 256, 4095, 65535])
+def test_pgm_and_ppm_of_any_largest_value_are_read_as_opencv_reads_them(tmp_path, kind, largest):
+    values = VALUES[..., :1] if kind in ('P2', 'P5') else VALUES[..., :3]
+    values = (values.astype(np.int64) * largest // 255).astype('>u2' if largest > 255 else np.uint8)
+    digits = ' '.join(map(str, values.ravel())).encode() + b'\n'
+    path = tmp_path / 'a.ppm'
+    header = f'{kind} 32 24 {largest}\n'.encode()
+    path.write_bytes(header + (digits if kind in ('P2', 'P3') else values.tobytes()))
+    expected = cv2.imread(str(path))[..., ::-1].astype(int)
+    tolerance = 1 if kind in ('P2', 'P3') else 0  # Pillow rounds
+    assert np.abs(read_image(path) - expected).max() <= tolerance
+    with Image.open(path) as opened:
+        assert np.abs(to_rgb(opened) - expected).max() <= tolerance
+
+
+def packed_12_bits(path):
+    first, second = VALUES[..., 0].astype(int).reshape(-1, 2).T * 16
+    data = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1)
+    return tiff(path, data.astype(np.uint8), (258, 12), (262, 1), (277, 1))
+
+
+def test_what_opencv_refuses_or_reads_in_two_ways_is_refused(tmp_path, torch_session):
+    still, packed = saved(tmp_path, 'still.png'), packed_12_bits(tmp_path / 'packed.tif')
+    for session in (torch_session(), Session(lambda x: x, Processor(2))):
+        segment = Segmenter(session)
+        with pytest.raises(UserError, match='an animation beside a still image.*; save the one'):
+            segment(still)
+        with pytest.raises(UserError, match='of 12 bits are not read by OpenCV; convert the image'):
+            segment(packed)
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK', 'RGBA', 'P'])
