@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import threading
 import zipfile
 from contextlib import suppress
 from itertools import chain
@@ -55,6 +56,13 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112  # tag of EXIF and of TIFF
+_PILLOWS_LIMIT = threading.Lock()  # who may switch it off
+if hasattr(os, 'register_at_fork'):  # not on Windows
+    os.register_at_fork(
+        before=_PILLOWS_LIMIT.acquire,
+        after_in_parent=_PILLOWS_LIMIT.release,
+        after_in_child=_PILLOWS_LIMIT.release,
+    )
 
 
 def check_size(path: str, declared: int) -> None:
@@ -126,7 +134,11 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int | Non
     Raises:
         ValueError: They are more. What Pillow raises otherwise is not documented.
     """
-    image = Image.open(source, formats=tuple(IMAGE_FORMATS))
+    image: Image.Image
+    try:
+        image = Image.open(source, formats=tuple(IMAGE_FORMATS))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        image = _open_unlimited(source)
     if max_pixels is not None and image.width * image.height > max_pixels:
         image.close()
         raise ValueError(
@@ -135,6 +147,20 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int | Non
         )
     read_unmapped(image)
     return image
+
+
+def _open_unlimited(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    """Open what has more pixels than Pillow allows; the limit here is the caller's.
+
+    Pillow's is one for all threads, so it is off for no longer than a header takes, and no process
+    is forked meanwhile.
+    """
+    with _PILLOWS_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(source, formats=tuple(IMAGE_FORMATS))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def read_unmapped(image: Image.Image) -> None:

@@ -1,4 +1,5 @@
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
@@ -15,6 +16,38 @@ def test_an_image_is_measured_by_its_header(tmp_path):
     with pytest.raises(ValueError, match='200x100 pixels, the limit is 0.0 million'):
         limits.open_image(tmp_path / 'a.png', 19_999)
     assert limits.open_image(tmp_path / 'a.png', None).size == (200, 100)
+
+
+@pytest.fixture
+def bomb(tmp_path, monkeypatch):
+    """A file of more pixels than Pillow opens by itself."""
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    Image.new('L', (200, 100)).save(tmp_path / 'a.png')
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / 'a.png')
+    return tmp_path / 'a.png'
+
+
+def test_the_limit_on_pixels_is_the_callers_not_pillows(bomb):
+    for most in (20_000, None):
+        with limits.open_image(bomb, most) as image:
+            assert image.load() and image.size == (200, 100)
+        with open(bomb, 'rb') as file:
+            assert limits.open_image(file, most).size == (200, 100)
+    with pytest.raises(ValueError, match='200x100 pixels, the limit is 0.0 million; .* set max_p'):
+        limits.open_image(bomb, 19_999)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_pillows_limit_stands_after_threads_and_failures(bomb):
+    broken = bomb.with_name('b.png')
+    broken.write_bytes(bomb.read_bytes().replace(b'IDAT', b'id,t'))
+    with ThreadPoolExecutor(8) as pool:
+        sizes = pool.map(lambda _: limits.open_image(bomb, None).size, range(200))
+        assert set(sizes) == {(200, 100)}
+    with pytest.raises(OSError, match='cannot identify'):
+        limits.open_image(broken, None)
+    assert Image.MAX_IMAGE_PIXELS == 1000
 
 
 def test_an_orientation_is_found_in_front_of_a_png_files_pixels_and_behind_them(tmp_path):

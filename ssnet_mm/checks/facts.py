@@ -183,10 +183,7 @@ class _NotReadError(Exception):
 
 def _open(source: str | IO[bytes]) -> Image.Image:
     """Open an image that decoders may be given: they would take the memory that it declares."""
-    try:
-        picture = open_image(source, None)
-    except Image.DecompressionBombError as error:  # from twice the limit on
-        raise _NotReadError(_TOO_LARGE) from error
+    picture = open_image(source, None)
     if picture.width * picture.height > MAX_PIXELS:
         picture.close()
         raise _NotReadError(_TOO_LARGE)

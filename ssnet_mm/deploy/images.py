@@ -26,7 +26,7 @@ ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | Pixels
 _MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
 _DEEP_GREY = ('PNG', 'PPM')  # formats whose grey values have 16 bits at most
 _BITS_PER_SAMPLE, _WHITE_IS_ZERO, _EXTRA_SAMPLES = 258, 262, 338  # tags of TIFF; 0: it is
-_ROWS = 1024  # converted at once, so that a large image is in memory no more than twice
+_PIXELS = 1 << 23  # converted at once, so that a large image is in memory no more than twice
 
 
 def read_image(
@@ -59,7 +59,7 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Pixels:
     if orientation != 1:
         image = image.transpose(TURNS[orientation])
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for rows in bands_of_rows(image.height, _ROWS):
+    for rows in bands_of_rows(image.height, max(1, _PIXELS // image.width)):
         part = image.crop((0, rows.start, image.width, rows.stop))
         if image.mode.startswith('I'):  # which Pillow would clip
             pixels[rows] = (np.asarray(part) >> 8).astype(np.uint8)[..., None] ^ (255 * inverted)

@@ -11,6 +11,7 @@ import pytest
 from mmseg.apis import init_model
 from PIL import Image
 
+from ssnet_mm.deploy import images
 from ssnet_mm.deploy import model as model_module
 from ssnet_mm.deploy.images import full_palette, read_image, to_rgb
 from ssnet_mm.deploy.processor import Processor
@@ -210,6 +211,18 @@ def test_an_orientation_that_opencv_does_not_read_turns_nothing(tmp_path, data):
     np.testing.assert_array_equal(read_image(path), expected[..., ::-1])
     with Image.open(path) as opened:
         assert orientation_of(opened) == 1
+
+
+def test_an_image_wider_than_pillow_would_cut_out_is_read_where_that_is_allowed(
+    tmp_path, monkeypatch
+):
+    path, wide = tmp_path / 'a.png', VALUES[..., :3].reshape(1, -1, 3).repeat(4, 0)
+    Image.fromarray(wide).save(path)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    monkeypatch.setattr(images, '_PIXELS', 800)  # at once
+    np.testing.assert_array_equal(read_image(path), wide)
+    with pytest.raises(ValueError, match='768x4 pixels, the limit is'):
+        read_image(path, 3000)
 
 
 @pytest.mark.parametrize('name', ['float.tif', 'long.tif', 'lab.tif'])

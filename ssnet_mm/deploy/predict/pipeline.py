@@ -13,8 +13,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from ssnet_mm.deploy.images import Maps, Pixels
 from ssnet_mm.deploy.predict.annotations import labelme_file
 from ssnet_mm.deploy.predict.outputs import OUTPUTS, POLYGONS, write_image, write_tables
@@ -26,6 +24,7 @@ from ssnet_mm.deploy.predict.task import Result, Task, count_labels
 from ssnet_mm.deploy.predict.workers import workers
 from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.errors import UserError
+from ssnet_mm.limits import open_image
 from ssnet_mm.prepare.labels import is_background
 
 _WORKERS = 2  # threads that read and write beside the network
@@ -174,7 +173,7 @@ def _room(size: int, *queues: deque[_Job]) -> bool:
 def _size_in_memory(path: Path) -> int:
     """Bytes of an image's pixels, by its header; 0 where it has none: reading it will tell why."""
     try:
-        with Image.open(path) as image:
+        with open_image(path, None) as image:
             return 3 * math.prod(image.size)
     except Exception:
         return 0

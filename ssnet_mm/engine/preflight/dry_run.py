@@ -29,7 +29,6 @@ from mmengine.optim import (
 )
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS, PARAM_SCHEDULERS
-from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -43,7 +42,7 @@ from ssnet_mm.limits import open_image, orientation_of
 
 _SIZES = 8  # of images, of which one each is loaded to see whether they fit into a batch
 
-_UNREAD = (OSError, ValueError, Image.DecompressionBombError)  # of headers: loading tells, or can
+_UNREAD = (OSError, ValueError)  # of headers: loading tells, or can
 
 OUT_OF_MEMORY = (
     'out of GPU memory; lower the batch_size of the data loader or crop_size, or use --amp'
