@@ -9,6 +9,8 @@ from helpers.checkpoints import Hostile
 from mmseg.apis import init_model
 from PIL import Image
 
+from ssnet_mm.deploy import Segmenter
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -160,3 +162,44 @@ for loader in (train_dataloader, val_dataloader):
             assert tested.min() >= 1 and tested.max() <= 3
             palette = np.array([[0, 0, 0], [0, 0, 0], [200, 0, 0], [0, 200, 0]])
             np.testing.assert_array_equal(palette[tested], index.convert('RGB'))
+
+
+_OBJECTS = """
+from mmcv.transforms import LoadImageFromFile
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import LoggerHook
+from mmengine.runner import IterBasedTrainLoop
+from mmseg.datasets import BaseSegDataset
+from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
+from mmseg.evaluation import IoUMetric
+from mmseg.models import EncoderDecoder
+from torch.optim import SGD
+
+model['type'] = EncoderDecoder
+for pipeline in (train_pipeline, test_pipeline):
+    pipeline[0]['type'], pipeline[1]['type'] = LoadImageFromFile, LoadAnnotations
+    pipeline[-1]['type'] = PackSegInputs
+for loader in (train_dataloader, test_dataloader):
+    loader['dataset']['type'] = BaseSegDataset
+test_dataloader['sampler']['type'] = DefaultSampler
+test_evaluator['type'] = IoUMetric
+optim_wrapper['optimizer']['type'] = SGD
+train_cfg['type'] = IterBasedTrainLoop
+default_hooks['logger']['type'] = LoggerHook
+"""
+
+
+def test_a_config_in_pure_python_goes_all_the_way(tool, tiny_config, tmp_path):
+    config, work, image = tiny_config(_OBJECTS), tmp_path / 'work', tmp_path / 'data/JPEGImages'
+    tool('train').main([config, '--work-dir', str(work)])
+    checkpoint = str(work / 'iter_2.pth')
+    dumped = str(work / Path(config).name)
+    for one in (config, dumped):
+        tool('test').main([one, checkpoint, '--work-dir', str(tmp_path / 'test')])
+    labels = Segmenter(dumped, checkpoint)(image / '0.jpg')
+    assert labels.shape == (37, 45)
+    tool('predict').main([config, checkpoint, str(image), '--out-dir', str(tmp_path / 'out')])
+    np.testing.assert_array_equal(Image.open(tmp_path / 'out/index/0.png'), labels)
+    out = str(tmp_path / 'a.onnx')
+    tool('export').main([config, checkpoint, '--format', 'onnx', '--out', out])
+    assert (Segmenter(out)(image / '0.jpg') == labels).mean() > 0.99

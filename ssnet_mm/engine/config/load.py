@@ -8,16 +8,19 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import mmengine.registry
+import mmseg.registry
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import init_default_scope
+from mmengine.registry import Registry, init_default_scope
+from mmengine.utils import get_object_from_string
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, MODELS
 
@@ -36,6 +39,9 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     Variables of config files may be set too: ``max_iters=200`` makes the schedule, the validation
     and the checkpoints of our configs follow. See :mod:`ssnet_mm.engine.config.options`.
 
+    Classes and functions that a config in pure Python has as types become the names under which
+    they are registered, by which all else here knows them.
+
     Raises:
         UserError: The file is missing or fails, or an option contradicts its structure or would
             have no effect.
@@ -44,13 +50,53 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     # mmengine copies configs to a folder for temporary files
     with full_disk(tempfile.gettempdir(), 'start again'), config_errors(f'config {path}'):
         _check_foreign_bases(path)
-        cfg = Config.fromfile(path)
+        cfg = _with_names(Config.fromfile(path))
     with config_errors(f'--cfg-options on {path}'):
         cfg = apply_options(cfg, options or {})
     if 'model' not in cfg:
         raise UserError(f'config {path} has no model; is it one of the parts in _base_?')
     hand_on_preprocessor(cfg)
     return cfg
+
+
+def _with_names(cfg: Config) -> Config:
+    """Put names in place of a config's types that are objects."""
+    if _name_types(cfg._cfg_dict) and cfg.get('default_scope') is None:
+        cfg.default_scope = 'mmseg'  # in which the names are looked up
+    return cfg
+
+
+def _name_types(node: Any) -> int:
+    """The same in a part of it, in place; how many there were."""
+    if isinstance(node, (list, tuple)):
+        return sum(_name_types(item) for item in node)
+    if not isinstance(node, dict):
+        return 0
+    # what is imported otherwise stays as mmengine keeps it, to be imported when it is asked for
+    found = sum(_name_types(value) for value in dict.values(node))
+    kind = node.get('type')
+    if kind is None or isinstance(kind, str):
+        return found
+    node['type'] = _registered_name(kind)
+    return found + 1
+
+
+def _registered_name(kind: Any) -> Any:
+    """A class's or function's name in mmseg's registries; of no registered one its full path."""
+    known = [*vars(mmengine.registry).values(), *vars(mmseg.registry).values()]
+    # of those of one name mmseg's, in which names of mmengine's may mean something else
+    registries = {part.name: part for part in known if isinstance(part, Registry)}
+    for registry in registries.values():
+        registry.import_from_location()
+        parents = [registry, *([registry.parent] if registry.parent else [])]
+        names = [n for p in parents for n, other in p.module_dict.items() if other is kind]
+        names = [name for name in names if registry.get(name) is kind]  # hidden by no other
+        if names:
+            return min(names, key=lambda name: name != kind.__name__)
+    path = f'{kind.__module__}.{kind.__qualname__}' if hasattr(kind, '__qualname__') else ''
+    with suppress(Exception):  # what is local to a function, or has no name, stays what it is
+        return path if get_object_from_string(path) is kind else kind
+    return kind
 
 
 def _check_foreign_bases(path: str) -> None:
