@@ -285,6 +285,24 @@ def test_onnx_models_of_others_are_refused(tmp_path):
         Segmenter(file, device='cuda')
 
 
+def test_cuda_that_does_not_start_is_not_the_cpu_in_silence(tmp_path, monkeypatch):
+    need('onnx')
+    ort, file = pytest.importorskip('onnxruntime'), tmp_path / 'a.onnx'
+    net, asked = torch.nn.Conv2d(3, 2, 1), []
+    torch.onnx.export(net, (torch.zeros(1, 3, 4, 4),), file, dynamo=False)
+    made = ort.InferenceSession
+
+    def fall_back(path, options, providers):  # as it does where libraries of CUDA are missing
+        asked.extend(providers)
+        return made(path, options, providers=['CPUExecutionProvider'])
+
+    monkeypatch.setattr(ort, 'get_available_providers', lambda: ['CUDAExecutionProvider'])
+    monkeypatch.setattr(ort, 'InferenceSession', fall_back)
+    with pytest.raises(UserError, match='^device cuda:1: .*CUDAExecutionProvider does not start.*'):
+        Segmenter(file, device='cuda:1')
+    assert asked == [('CUDAExecutionProvider', {'device_id': 1})]
+
+
 STANDALONE = """
 import sys
 

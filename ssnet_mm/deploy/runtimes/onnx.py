@@ -55,6 +55,11 @@ def load(
         session = ort.InferenceSession(os.fspath(path), options, providers=[chosen])
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise UserError(f'{path} is not a readable ONNX model: {first_line(error)}') from error
+    if provider not in session.get_providers():  # it takes the CPU then, and says nothing
+        raise UserError(
+            f"device {device}: onnxruntime's {provider} does not start here; install the CUDA and "
+            'cuDNN that it needs, or take cpu'
+        )
     notes = session.get_modelmeta().custom_metadata_map
     processor = Processor.from_json(notes.get(KEY), path)
     if WEIGHTS in notes:
