@@ -317,6 +317,11 @@ def test_what_a_network_fails_on_is_one_line():
         Segmenter(Session(run, Processor(3)))(VALUES[..., :3])
 
 
+def test_a_test_pipeline_of_several_versions_is_named(torch_session):
+    with pytest.raises(UserError, match='^the test pipeline makes several.*; make that tta_pipe'):
+        torch_session('test_pipeline = tta_pipeline')
+
+
 def test_what_a_session_has_already_is_refused():
     session = Session(lambda x: x, Processor(3))
     with pytest.raises(UserError, match='a session has its device already'):

@@ -48,6 +48,12 @@ class TorchSession:
         init_default_scope(model.cfg.get('default_scope', 'mmseg'))
         load, *rest = model.cfg.test_pipeline
         self.transforms = [t for t in rest if t['type'] != 'LoadAnnotations']
+        if any('TestTimeAug' in str(t['type']) for t in self.transforms):
+            raise UserError(
+                'the test pipeline makes several versions of an image (TestTimeAug), and one is '
+                'segmented here; make that tta_pipeline, and test_pipeline one that loads, resizes '
+                'and packs'
+            )
         self.from_array = dict(
             type='LoadImageFromNDArray', to_float32=load.get('to_float32', False)
         )
