@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, barrier, is_distributed, is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import Runner
 
 from ssnet_mm.errors import Stopped
@@ -152,8 +152,11 @@ class StopHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Stop a validation, which may be long; of several processes one may be further."""
-        if not is_distributed():
-            self._stop(runner, self._agreed(runner), runner.iter, runner.epoch)
+        number = 0 if is_distributed() else self._agreed(runner)
+        for hook in runner.hooks:
+            if number and isinstance(hook, EMAHook):  # what is validated is the average
+                hook._swap_ema_parameters()
+        self._stop(runner, number, runner.iter, runner.epoch)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Stop between validation and training."""

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 from helpers.training import train
 from mmengine.hooks import Hook
 
@@ -101,6 +102,23 @@ def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
     assert sorted(p.name for p in work.glob('iter_*')) == sorted(
         {'epoch_2.pth': []}.get(name, [] if changes == EPOCHS else {name, 'iter_6.pth'})
     )
+
+
+@pytest.mark.parametrize('interval', [3, 100])  # saved before the validation, or not
+def test_a_stop_amid_a_validation_saves_weights_and_average_each_in_its_place(
+    tiny_config, tmp_path, interval
+):
+    config = tiny_config(LONGER + "custom_hooks = [dict(type='EMAHook', momentum=0.2)]")
+    train(config, tmp_path / 'whole', default_hooks__checkpoint__interval=3)
+    options = {'default_hooks__checkpoint__interval': interval}
+    with pytest.raises(Stopped):
+        train(config, tmp_path / 'work', [At('val', 3, send(signal.SIGTERM))], **options)
+    whole, stopped = (
+        torch.load(tmp_path / name / 'iter_3.pth', weights_only=True) for name in ('whole', 'work')
+    )
+    for part in ('state_dict', 'ema_state_dict'):
+        assert whole[part].keys() == stopped[part].keys()
+        assert all(torch.equal(stopped[part][key], value) for key, value in whole[part].items())
 
 
 def test_before_the_first_iteration_there_is_nothing_to_save(tiny_config, tmp_path):
