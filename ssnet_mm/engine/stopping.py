@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, barrier, is_distributed, is_main_process
-from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.runner import Runner
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, Hook
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from ssnet_mm.errors import Stopped
 
@@ -101,8 +101,9 @@ def _outlive(numbers: Sequence[int], parent: int) -> None:
 class StopHook(Hook):
     """End a training, with a checkpoint, after the iteration in which a signal was noted.
 
-    Where several processes train, all end after the same iteration. A validation that a stop left
-    out is made up for when the training is resumed.
+    Where several processes train, all end after the same iteration. Checkpoints are saved before
+    the validation that follows, so a resumed training begins with it, unless it was stopped, and so
+    saved again, after. What early stopping has counted is kept in checkpoints.
 
     Args:
         signals: Entered.
@@ -118,14 +119,22 @@ class StopHook(Hook):
         self._passing: str | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Validate where a stop left that out."""
+        """Go on where the checkpoint was saved: early stopping's counts, a validation."""
         self.signals.noting = True
         info = runner.message_hub.runtime_info
         # of a run that counts epochs, amid one: outdated when the next is saved
         passing, source = info.pop('passing_checkpoint', None), str(runner._load_from)
         if (runner.work_dir, passing) == os.path.split(os.path.abspath(source)):
             self._passing = source
-        if info.pop('validation_due', False) and runner.val_loop is not None:
+        validated, counts = info.pop('validated', None), info.pop('early_stopping', [])
+        if not runner.iter:
+            return
+        hooks = _early_stopping_hooks(runner)
+        for hook, (monitor, count, best) in zip(hooks, counts, strict=False):
+            if hook.monitor == monitor:
+                hook.wait_count, hook.best_score = count, best
+        self._note(runner, validated)
+        if validated != runner.iter and _validates(runner):
             runner.val_loop.run()
 
     def after_train_iter(
@@ -160,9 +169,17 @@ class StopHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Stop between validation and training."""
+        self._note(runner, runner.iter)
         number = self._agreed(runner)
-        if runner.iter < runner.max_iters:
+        ends = runner.iter >= runner.max_iters or getattr(runner.train_loop, 'stop_training', False)
+        if not ends:
             self._stop(runner, number, runner.iter, runner.epoch, validated=True)
+
+    def _note(self, runner: Runner, validated: int | None) -> None:
+        """Have the next checkpoints hold what a validation leaves."""
+        counts = [[h.monitor, h.wait_count, h.best_score] for h in _early_stopping_hooks(runner)]
+        runner.message_hub.update_info('validated', validated)
+        runner.message_hub.update_info('early_stopping', counts)
 
     def _agreed(self, runner: Runner) -> int:
         """The signal that any of the processes has noted; 0 if none, or while gradients gather."""
@@ -188,8 +205,7 @@ class StopHook(Hook):
     ) -> None:
         if not number:
             return
-        due = not amid_epoch and not validated and _validates(runner, iteration, epoch)
-        path = save_now(runner, iteration, epoch, amid_epoch, due)
+        path = save_now(runner, iteration, epoch, amid_epoch, validated)
         barrier()  # or the first to leave would have the others ended while they save
         name = signal.Signals(number).name
         message = f'stopped by {name} after iteration {iteration}; --resume goes on from {path}'
@@ -204,18 +220,25 @@ def _checkpoint_hook(runner: Runner) -> CheckpointHook | None:
     return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
 
 
-def _validates(runner: Runner, iteration: int, epoch: int) -> bool:
-    """Whether the loop would validate at this point."""
+def _early_stopping_hooks(runner: Runner) -> list[EarlyStoppingHook]:
+    return [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
+
+
+def _validates(runner: Runner) -> bool:
+    """Whether the loop has validated after what is trained."""
     loop: Any = runner.train_loop
-    done, total = (epoch, loop.max_epochs) if _by_epoch(runner) else (iteration, loop.max_iters)
-    return (
-        runner.val_loop is not None
-        and done >= loop.val_begin
-        and (done % loop.val_interval == 0 or done == total)
-    )
+    if runner.val_loop is None or not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
+        return False
+    loop._decide_current_val_interval()
+    done, total = loop.iter, loop.max_iters
+    if _by_epoch(runner):
+        if loop.iter != loop.epoch * len(loop.dataloader):
+            return False  # amid an epoch
+        done, total = loop.epoch, loop.max_epochs
+    return done >= loop.val_begin and (done % loop.val_interval == 0 or done == total)
 
 
-def save_now(runner: Runner, iteration: int, epoch: int, amid_epoch: bool, due: bool) -> str:
+def save_now(runner: Runner, iteration: int, epoch: int, amid_epoch: bool, validated: bool) -> str:
     """Save a checkpoint that a run goes on from, unless it has just been saved.
 
     Args:
@@ -223,20 +246,18 @@ def save_now(runner: Runner, iteration: int, epoch: int, amid_epoch: bool, due: 
         iteration: How many are done.
         epoch: How many are done.
         amid_epoch: Where the loop counts epochs: whether the current one is not done.
-        due: Whether to validate when the training is resumed.
+        validated: Whether a validation ended since it may have been saved.
 
     Returns:
         Its path.
     """
     info = runner.message_hub
-    if due:
-        info.update_info('validation_due', True)
     meta = dict(epoch=epoch, iter=iteration)
     hook = _checkpoint_hook(runner)
     if hook is not None and not (hook.by_epoch and amid_epoch):
         step = epoch if hook.by_epoch else iteration
         path = os.path.join(str(hook.out_dir), hook.filename_tmpl.format(step))
-        if due or hook.last_ckpt != path:
+        if validated or hook.last_ckpt != path:
             hook._save_checkpoint_with_step(runner, step, meta)
         return path
     name = f'iter_{iteration}.pth'

@@ -56,7 +56,8 @@ def read_run(work_dir: str | os.PathLike[str]) -> Run:
     points: dict[str, dict[int, float]] = {title: {} for title in CURVES}
     for log in logs:
         entries = [(*_kind_and_step(entry), entry) for entry in _entries(log)]
-        steps = [step for _, step, _ in entries if step is not None]
+        # one that begins with the validation of what was trained before has trained nothing again
+        steps = [step + (found == 'val') for found, step, _ in entries if step is not None]
         for title, known in points.items():
             if steps:
                 points[title] = {step: v for step, v in known.items() if step < min(steps)}

@@ -366,6 +366,7 @@ def resumed(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
         'runtime': with_hub(runtime_info=None),
         'score': with_hub(runtime_info={**runtime, 'best_score': 'high'}),
         'keep': with_hub(runtime_info={**runtime, 'keep_ckpt_ids': 7}),
+        'early stopping': with_hub(runtime_info={**runtime, 'early_stopping': [['mIoU', 1]]}),
         'keys': with_hub(resumed_keys={'loss': 'yes'}),
         'optimizer': {**checkpoint, 'optimizer': 'SGD'},
         'groups': {**checkpoint, 'optimizer': {**optimizer, 'param_groups': [5]}},

@@ -26,6 +26,12 @@ default_hooks['checkpoint'].update(by_epoch=True, interval=1)
 param_scheduler = []
 log_processor = dict(by_epoch=True)
 """
+PATIENT = """
+train_cfg.update(val_interval=1)
+train_cfg['max_epochs' if 'max_epochs' in train_cfg else 'max_iters'] = 12
+default_hooks['checkpoint'].update(interval=1)
+custom_hooks = [dict(type='EarlyStoppingHook', monitor='mIoU', min_delta=100.0, patience=2)]
+"""
 
 
 class At(Hook):
@@ -49,6 +55,8 @@ class At(Hook):
 
     def after_val_epoch(self, runner, metrics=None):
         self.validated.append(runner.iter)
+        if (self.stage, self.iteration) == ('validated', runner.iter):
+            self.do()
 
 
 def send(*numbers):
@@ -119,6 +127,48 @@ def test_a_stop_amid_a_validation_saves_weights_and_average_each_in_its_place(
     for part in ('state_dict', 'ema_state_dict'):
         assert whole[part].keys() == stopped[part].keys()
         assert all(torch.equal(stopped[part][key], value) for key, value in whole[part].items())
+
+
+def crash():
+    raise RuntimeError('crashed')
+
+
+@pytest.mark.parametrize('loop', ['', EPOCHS])
+@pytest.mark.parametrize(
+    ('stage', 'do', 'error'),
+    [
+        ('train', send(signal.SIGTERM), Stopped),
+        ('val', send(signal.SIGTERM), Stopped),
+        ('validated', send(signal.SIGTERM), Stopped),
+        ('validated', crash, RuntimeError),
+    ],
+)
+def test_early_stopping_counts_on_when_a_run_is_resumed(
+    tiny_config, tmp_path, loop, stage, do, error
+):
+    config = tiny_config(loop + PATIENT)
+    by_epoch = 4 if loop else 1  # iterations from one validation to the next
+    losses = train(config, tmp_path / 'whole')
+    assert max(losses) == 3 * by_epoch  # of twelve
+    for at in (1, 2):
+        with pytest.raises(error):
+            train(config, tmp_path / 'work', [At(stage, at * by_epoch, do)], resume=at > 1)
+    count = At(None, 0, None)
+    resumed = train(config, tmp_path / 'work', [count], resume=True)
+    assert resumed == {i: loss for i, loss in losses.items() if i > 2 * by_epoch}
+    again = [2 * by_epoch] * ((stage, error) != ('validated', Stopped))
+    assert count.validated == [*again, 3 * by_epoch]
+    assert train(config, tmp_path / 'work', resume=True) == {}  # it has ended
+
+
+def test_a_run_that_is_resumed_at_the_end_of_a_shorter_one_validates_as_a_longer_one(
+    tiny_config, tmp_path
+):
+    config, count = tiny_config(LONGER), At(None, 0, None)
+    train(config, tmp_path / 'work', [count], train_cfg__max_iters=4)
+    assert count.validated == [3, 4]
+    train(config, tmp_path / 'work', [count], resume=True)
+    assert count.validated == [3, 4, 6]
 
 
 def test_before_the_first_iteration_there_is_nothing_to_save(tiny_config, tmp_path):

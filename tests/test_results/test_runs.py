@@ -30,7 +30,12 @@ def test_a_resumed_run_is_one_curve(tmp_path):
     write(work / '20260101_000000', step(10, 3.0), step(20, 2.0), val(20, mIoU=10.0, loss=2.5),
           step(30, 9.0), step(40, 9.0), val(40, mIoU=99.0), tail='{"lr": 0.1, "lo')  # fmt: skip
     write(work / '20260101_000100')  # stopped before it began
-    write(work / '20260102_000000', step(30, 1.5), val(40, mIoU=20.0, loss=float('nan')))
+    write(
+        work / '20260102_000000',
+        val(20, mIoU=10.0, loss=2.5),
+        step(30, 1.5),
+        val(40, mIoU=20.0, loss=float('nan')),
+    )
     run = read_run(work)
     assert run.name == 'fast'
     assert run.curves['loss'] == [(10, 3.0), (20, 2.0), (30, 1.5)]

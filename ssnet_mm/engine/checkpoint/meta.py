@@ -90,7 +90,8 @@ def _faults_of_run(checkpoint: Mapping[str, Any]) -> Iterator[str]:
     for key, value in hub['runtime_info'].items():
         score = not str(key).startswith('best_score') or _is_number(value)
         kept = key != 'keep_ckpt_ids' or isinstance(value, (list, tuple))
-        if not (isinstance(key, str) and score and kept):
+        counted = key != 'early_stopping' or _are_counts(value)
+        if not (isinstance(key, str) and score and kept and counted):
             yield f'message_hub.runtime_info.{_shown(key)} is {_shown(value)}'
     if not all(isinstance(k, str) and type(v) is bool for k, v in hub['resumed_keys'].items()):
         yield 'message_hub.resumed_keys has something else than true and false'
@@ -108,6 +109,18 @@ def _shown(value: Any) -> str:
 def _counts(value: Any) -> bool:
     """Whether it is a whole number as counters are."""
     return type(value) is int and 0 <= value < _LARGEST
+
+
+def _are_counts(value: Any) -> bool:
+    """Whether it is what ``StopHook`` keeps of early stopping: of each hook name, count, score."""
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(row, (list, tuple))
+        and len(row) == 3
+        and isinstance(row[0], str)
+        and _counts(row[1])
+        and _is_number(row[2])
+        for row in value
+    )
 
 
 def _is_number(value: Any) -> bool:
