@@ -1,6 +1,7 @@
 import argparse
 import os
 import re
+import shlex
 import shutil
 from importlib import metadata
 
@@ -292,3 +293,36 @@ def test_an_earlier_training_is_not_mixed_with_another(tiny_config, tmp_path, op
     assert {path: path.read_bytes() for path in work.glob('*.pth')} == before
     train(config, work, resume=True, train_cfg__max_iters=3)
     assert (work / 'iter_3.pth').is_file()
+
+
+@pytest.mark.parametrize('first', [False, True])  # a queue starts a job by --resume at once
+def test_a_run_with_load_from_is_resumed_by_the_same_command(tiny_config, tmp_path, first, capfd):
+    config, work, start = tiny_config(), tmp_path / 'work', tmp_path / 'start.pth'
+    train(config, tmp_path / 'other')
+    other = tmp_path / 'other' / 'iter_2.pth'
+    torch.save({'state_dict': torch.load(other, weights_only=True)['state_dict']}, start)
+    assert set(train(config, work, load_from=str(start), resume=first)) == {1, 2}
+    assert ('is the start' in ''.join(capfd.readouterr())) is first
+    options = dict(load_from=str(start), resume=True)
+    assert set(train(config, work, train_cfg__max_iters=3, **options)) == {3}
+    said = f'{work}/iter_2.pth is resumed; load_from={start} is not loaded again'
+    assert said in ''.join(capfd.readouterr())
+
+
+def test_a_whole_checkpoint_of_elsewhere_is_gone_on_with_where_there_is_none_yet(
+    tiny_config, tmp_path
+):
+    config, work = tiny_config(), tmp_path / 'work'
+    train(config, tmp_path / 'other')
+    options = dict(load_from=str(tmp_path / 'other' / 'iter_2.pth'), resume=True)
+    assert set(train(config, work, train_cfg__max_iters=3, **options)) == {3}
+    assert set(train(config, work, train_cfg__max_iters=4, **options)) == {4}
+
+
+def test_the_advice_to_remove_checkpoints_can_be_pasted_into_a_shell(tiny_config, tmp_path):
+    work = tmp_path / "one's own"
+    work.mkdir()
+    (work / 'iter_1.pth').write_bytes(b'')
+    with pytest.raises(UserError) as caught:
+        train(tiny_config(), work)
+    assert str(caught.value).endswith(f'rm {shlex.quote(str(work))}/*.pth')

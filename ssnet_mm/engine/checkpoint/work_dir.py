@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,11 +98,14 @@ def check_unmixed(work_dir: str, load_from: str | None, resume: bool) -> None:
     held = numbered_checkpoints(work_dir)
     newest = [os.path.abspath(path) for path in held[:1]]
     held += sorted(os.path.join(work_dir, n) for n in _names(work_dir) if n.startswith('best_'))
-    goes_on = load_from is None or os.path.abspath(load_from) in newest
+    given = load_from and os.path.abspath(load_from)
+    older = [os.path.abspath(path) for path in held if os.path.abspath(path) not in newest]
+    goes_on = given is None or given in newest or (bool(newest) and given not in older)
     if held and not (resume and goes_on):
         raise UserError(
             f'{work_dir} holds the checkpoints of an earlier training, as {held[0]}; go on with it '
-            f'by --resume, give this one another --work-dir, or remove them: rm {work_dir}/*.pth'
+            f'by --resume, give this one another --work-dir, or remove them: rm '
+            f'{shlex.quote(work_dir)}/*.pth'
         )
 
 

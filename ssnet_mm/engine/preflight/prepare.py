@@ -117,10 +117,9 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
             check_initializers(model, cfg)
         if hasattr(model, 'load_teacher'):
             model.load_teacher()
+    if cfg.get('resume') and (mode == 'train' or cfg.get('load_from') is None):
+        notes += _choose_resumed(cfg)
     resume = cfg.get('resume', False)
-    if resume and cfg.get('load_from') is None:
-        cfg.load_from, passed = newest_whole(cfg.work_dir)
-        notes += [f'passed over, {cfg.load_from} is resumed: {reason}' for reason in passed]
     path = cfg.load_from = find_checkpoint(cfg.get('load_from'), False, cfg.work_dir)
     checkpoint = read_to_load(path, resume) if path else {}
     if path:
@@ -149,6 +148,30 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     notes += dry_run(cfg, mode, model, whole, evaluator, resumed)
     reused = [(cfg[loader]['dataset'], dataset) for loader, dataset in whole.items()]
     return Prepared(model, random_state, reused, position, notes)
+
+
+def _choose_resumed(cfg: Config) -> list[str]:
+    """Have a config resume the run's own newest checkpoint, or ``load_from`` where it has none yet.
+
+    Weights alone are the start, and nothing to resume. So a queue may start a job the same way
+    every time.
+
+    Returns:
+        Notes on what was passed over.
+    """
+    given = cfg.get('load_from')
+    own, passed = newest_whole(cfg.work_dir)
+    notes = [f'passed over, {own} is resumed: {reason}' for reason in passed]
+    if own is not None:
+        cfg.load_from = own
+        if given is not None and os.path.abspath(given) != os.path.abspath(own):
+            notes.append(f'{own} is resumed; load_from={given} is not loaded again')
+    elif given is not None:
+        path = find_checkpoint(given, False, cfg.work_dir)
+        cfg.resume = path is None or 'optimizer' in read_checkpoint(path)
+        if not cfg.resume:
+            notes.append(f'nothing to resume yet: {path} holds weights alone, and is the start')
+    return notes
 
 
 def _go_on(cfg: Config, meta: Mapping[str, Any]) -> tuple[Any, list[str]]:
