@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import IO, Any
 
@@ -152,10 +153,11 @@ def paint_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: 
 
 
 @contextmanager
-def sole_training(work_dir: str) -> Iterator[None]:
+def sole_training(work_dir: str) -> Iterator[list[str]]:
     """Have a work directory for this training alone, and free of what killed ones left unfinished.
 
     The lock ends with this process, however that ends; workers of data loaders do not inherit it.
+    Where the file system has none, nothing is removed, and a note says so.
 
     Raises:
         UserError: Another training is going on in it, or it can't be made.
@@ -164,15 +166,25 @@ def sole_training(work_dir: str) -> Iterator[None]:
         os.makedirs(work_dir, exist_ok=True)
         lock = open(os.path.join(work_dir, '.lock'), 'w')  # noqa: SIM115
     with lock:
-        _lock(lock, work_dir)
-        sweep_temporary(work_dir)
-        yield
+        notes = []
+        if _lock(lock, work_dir):
+            sweep_temporary(work_dir)
+        else:
+            notes.append(
+                f'the file system of {work_dir} has no locks: see to it yourself that no other '
+                'training is going on there'
+            )
+        yield notes
 
 
-def _lock(file: IO, work_dir: str) -> None:
+def _lock(file: IO, work_dir: str) -> bool:
+    """Lock a file; False where its file system has no locks."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
     except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            return False
         raise UserError(
             f'another training is going on in {work_dir}; give this one another work dir, or wait'
         ) from error
@@ -182,7 +194,7 @@ def check_work_dir(cfg: Config) -> None:
     """UserError where another training is going on in a work dir, or has left its checkpoints."""
     lock = os.path.join(cfg.work_dir, '.lock')
     if is_first_process(cfg) and os.path.isfile(lock):
-        with open(lock, 'a') as file:
+        with config_errors(f'work_dir {cfg.work_dir}'), open(lock, 'a') as file:
             _lock(file, cfg.work_dir)
     check_unmixed(cfg.work_dir, cfg.get('load_from'), cfg.get('resume', False))
 
@@ -220,8 +232,11 @@ def run(
         with StopSignals() as signals:
             prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
             prepared.notes.extend(notes)
-            first = is_first_process(cfg)
-            with sole_training(cfg.work_dir) if first else nullcontext():
+            sole: AbstractContextManager[list[str]] = nullcontext([])
+            if is_first_process(cfg):
+                sole = sole_training(cfg.work_dir)
+            with sole as unlocked:
+                prepared.notes.extend(unlocked)
                 _run(cfg, mode, [*hooks, RepeatableHook(), StopHook(signals), BestHook()], prepared)
 
 

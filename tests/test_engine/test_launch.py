@@ -1,4 +1,5 @@
 import argparse
+import errno
 import os
 import re
 import shlex
@@ -326,3 +327,32 @@ def test_the_advice_to_remove_checkpoints_can_be_pasted_into_a_shell(tiny_config
     with pytest.raises(UserError) as caught:
         train(tiny_config(), work)
     assert str(caught.value).endswith(f'rm {shlex.quote(str(work))}/*.pth')
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_a_warning_and_training_goes_on(
+    tiny_config, tmp_path, monkeypatch, capfd, number
+):
+    def lockf(file, how):
+        raise OSError(number, os.strerror(number))
+
+    config, work, half = tiny_config(), tmp_path / 'work', '.iter_1.999999.tmp.pth'
+    work.mkdir()
+    (work / '.lock').touch()
+    (work / half).write_bytes(b'of another, perhaps')
+    monkeypatch.setattr(launch.fcntl, 'lockf', lockf)
+    train(config, work)
+    assert (work / 'iter_2.pth').is_file() and (work / half).is_file()
+    assert ''.join(capfd.readouterr()).count(f'the file system of {work} has no locks') == 1
+
+
+def test_a_work_dir_that_can_not_be_written_is_one_line(tiny_config, tmp_path, monkeypatch):
+    def read_only(path, mode):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    work = tmp_path / 'work'
+    work.mkdir()
+    (work / '.lock').touch()
+    monkeypatch.setattr(launch, 'open', read_only, raising=False)
+    with pytest.raises(UserError, match=r"^work_dir .*work: OSError: .*Read-only .*\.lock'$"):
+        train(tiny_config(), work)
