@@ -16,6 +16,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ssnet_mm.engine.checkpoint import (
+    Place,
     allow_history,
     check_finite,
     find_checkpoint,
@@ -79,18 +80,18 @@ def restore_history(checkpoint: dict[str, Any]) -> None:
             )
 
 
-def keep_own_files(checkpoint: dict[str, Any], work_dir: str) -> None:
-    """Have a checkpoint name files of this work directory alone, in place.
+def keep_own_files(checkpoint: dict[str, Any], place: Place) -> None:
+    """Have a checkpoint name files of this run alone, in place.
 
     mmengine removes the best checkpoint that a resumed one names, wherever it lies: a copied run
     would remove the original's, and a hostile file any.
     """
     info = checkpoint.get('message_hub', {}).get('runtime_info', {})
     for key in [k for k in info if k.startswith(('best_ckpt', 'last_ckpt'))]:
-        own = os.path.join(work_dir, os.path.basename(str(info[key])))
-        if re.fullmatch(r'(best_|iter_|epoch_).*\.pth', os.path.basename(own)) and os.path.isfile(
-            own
-        ):
+        own = os.path.join(place.folder, os.path.basename(str(info[key])))
+        if re.fullmatch(
+            rf'(best_|iter_|epoch_).*\.pth|{place.name}', os.path.basename(own)
+        ) and os.path.isfile(own):
             info[key] = own
         else:
             del info[key]
@@ -122,7 +123,7 @@ class PlainCheckpointHook(Hook):
         self.strict = strict
 
     def before_run(self, runner: Runner) -> None:
-        source = find_checkpoint(runner._load_from, runner._resume, runner.work_dir)
+        source = find_checkpoint(runner._load_from, runner._resume, runner.work_dir, runner.cfg)
         if source is not None and not was_read(source):
             read_to_load(source, runner._resume)
         runner._load_from = source  # mmengine would take a name as relative to where we are
@@ -141,7 +142,7 @@ class PlainCheckpointHook(Hook):
         restore_history(checkpoint)
         # a field of old versions, which resuming would run as Python to compare numbers of GPUs
         checkpoint.get('meta', {}).pop('config', None)
-        keep_own_files(checkpoint, runner.work_dir)
+        keep_own_files(checkpoint, Place.of(runner.work_dir, runner.cfg))
         if self.strict:
             source = runner._load_from or 'the checkpoint'
             load_state_dict(runner.model, weights_of(checkpoint, source), source)

@@ -24,7 +24,7 @@ from mmseg.registry import RUNNERS
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ssnet_mm.engine.checkpoint import check_unmixed, weights_only
+from ssnet_mm.engine.checkpoint import Place, check_unmixed, weights_only
 from ssnet_mm.engine.config import config_errors, describe, single_datasets
 from ssnet_mm.engine.config import load_config as load_config  # for the tools, with the rest
 from ssnet_mm.engine.config.nested import dicts, listed_or_single
@@ -153,8 +153,8 @@ def paint_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: 
 
 
 @contextmanager
-def sole_training(work_dir: str) -> Iterator[list[str]]:
-    """Have a work directory for this training alone, and free of what killed ones left unfinished.
+def sole_training(work_dir: str, *others: str) -> Iterator[list[str]]:
+    """Have folders for this training alone, and free of what killed ones left unfinished.
 
     The lock ends with this process, however that ends; workers of data loaders do not inherit it.
     Where the file system has none, nothing is removed, and a note says so.
@@ -174,7 +174,8 @@ def sole_training(work_dir: str) -> Iterator[list[str]]:
                 f'the file system of {work_dir} has no locks: see to it yourself that no other '
                 'training is going on there'
             )
-        yield notes
+        with sole_training(*others) if others else nullcontext() as more:
+            yield notes + (more or [])
 
 
 def _lock(file: IO, work_dir: str) -> bool:
@@ -196,7 +197,7 @@ def check_work_dir(cfg: Config) -> None:
     if is_first_process(cfg) and os.path.isfile(lock):
         with config_errors(f'work_dir {cfg.work_dir}'), open(lock, 'a') as file:
             _lock(file, cfg.work_dir)
-    check_unmixed(cfg.work_dir, cfg.get('load_from'), cfg.get('resume', False))
+    check_unmixed(cfg.work_dir, cfg.get('load_from'), cfg.get('resume', False), cfg)
 
 
 @weights_only()
@@ -234,7 +235,8 @@ def run(
             prepared.notes.extend(notes)
             sole: AbstractContextManager[list[str]] = nullcontext([])
             if is_first_process(cfg):
-                sole = sole_training(cfg.work_dir)
+                folder = Place.of(cfg.work_dir, cfg).folder
+                sole = sole_training(*dict.fromkeys((cfg.work_dir, folder)))
             with sole as unlocked:
                 prepared.notes.extend(unlocked)
                 _run(cfg, mode, [*hooks, RepeatableHook(), StopHook(signals), BestHook()], prepared)

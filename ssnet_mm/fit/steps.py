@@ -248,7 +248,7 @@ def _have_own_folder(cfg: Config, folder: Path) -> None:
 def _train(task: Fit) -> dict[str, Any]:
     cfg = launch.load_config(str(task.config))
     _have_own_folder(cfg, task.run)
-    if task.run.is_dir() and newest_whole(str(task.run))[0]:
+    if task.run.is_dir() and newest_whole(str(task.run), cfg)[0]:
         cfg.resume = True
     launch.run(cfg, 'train')
     ended = _ended(cfg, task.run)

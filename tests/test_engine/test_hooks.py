@@ -263,3 +263,38 @@ def test_checkpoints_of_other_names_and_places_are_resumed(
     train(config, tmp_path / 'work', resume=True, train_cfg=longer)
     (last,) = (path for path in tmp_path.rglob('*_4.pth') if 'best' not in path.name)
     assert torch.load(last, weights_only=True)['meta']['iter'] == 4
+
+
+@pytest.mark.parametrize('naming', ["filename_tmpl='at_{:04d}.pth'", "out_dir='elsewhere'"])
+@pytest.mark.parametrize('noted', [None, '', 'gone/iter_9.pth'])
+def test_checkpoints_of_other_names_and_places_are_found_without_a_note_of_the_last(
+    tiny_config, tmp_path, monkeypatch, naming, noted
+):
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(f"default_hooks['checkpoint'].update(interval=1, {naming})")
+    work, last = tmp_path / 'work', tmp_path / 'work' / 'last_checkpoint'
+    train(config, work)
+    second, first = sorted(tmp_path.glob('*/**/*_*.pth'), reverse=True)
+    half = second.with_name(f'.iter_2.{2**22}.tmp.pth')
+    half.write_bytes(b'half')
+    last.unlink() if noted is None else last.write_text(noted)
+    with pytest.raises(
+        UserError, match=f'earlier training, as .*{second.name}.*{second.parent.name}'
+    ):
+        train(config, work)
+    second.write_bytes(b'cut')
+    longer = dict(type='IterBasedTrainLoop', max_iters=3, val_interval=2)
+    train(config, work, resume=True, train_cfg=longer)
+    third = second.with_name(second.name.replace('2', '3'))
+    assert torch.load(second, weights_only=True)['meta']['iter'] == 2  # trained again
+    assert torch.load(third, weights_only=True)['meta']['iter'] == 3
+    assert first.is_file() and not half.exists()
+
+
+@pytest.mark.parametrize('noted', ['', 'gone/iter_9.pth'])
+def test_a_note_of_the_last_checkpoint_that_names_none_is_none(tiny_config, tmp_path, noted):
+    work = tmp_path / 'work'
+    work.mkdir()
+    (work / 'last_checkpoint').write_text(noted)
+    train(tiny_config(), work, resume=True)
+    assert (work / 'iter_2.pth').is_file()

@@ -21,6 +21,7 @@ from ssnet_mm.engine.checkpoint.reading import (
     weights_only,
 )
 from ssnet_mm.engine.checkpoint.work_dir import (
+    Place,
     check_unmixed,
     find_checkpoint,
     newest_whole,
@@ -30,7 +31,7 @@ from ssnet_mm.engine.checkpoint.work_dir import (
 )
 
 __all__ = [
-    'allow_history', 'check_classes', 'check_finite', 'check_unmixed', 'find_checkpoint',
+    'Place', 'allow_history', 'check_classes', 'check_finite', 'check_unmixed', 'find_checkpoint',
     'load_checkpoint', 'load_fitting', 'load_state_dict', 'newest_whole', 'numbered_checkpoints',
     'pretrained_weights', 'read_checkpoint', 'read_to_load', 'was_read', 'weights_of',
     'weights_only',

@@ -17,6 +17,7 @@ from mmengine.runner import set_random_seed
 from torch import Tensor, nn
 
 from ssnet_mm.engine.checkpoint import (
+    Place,
     check_classes,
     find_checkpoint,
     load_state_dict,
@@ -160,7 +161,7 @@ def _choose_resumed(cfg: Config) -> list[str]:
         Notes on what was passed over.
     """
     given = cfg.get('load_from')
-    own, passed = newest_whole(cfg.work_dir)
+    own, passed = newest_whole(cfg.work_dir, cfg)
     notes = [f'passed over, {own} is resumed: {reason}' for reason in passed]
     if own is not None:
         cfg.load_from = own
@@ -171,6 +172,8 @@ def _choose_resumed(cfg: Config) -> list[str]:
         cfg.resume = path is None or 'optimizer' in read_checkpoint(path)
         if not cfg.resume:
             notes.append(f'nothing to resume yet: {path} holds weights alone, and is the start')
+    else:  # mmengine would take what `last_checkpoint` names, there or not
+        cfg.resume = Place.of(cfg.work_dir, cfg).remote
     return notes
 
 
