@@ -195,7 +195,7 @@ def _edited(path: Path, change: Callable[[str, bytes], bytes]) -> None:
     shapes = ({i: torch.export.Dim(name, min=2, max=99) for i, name in enumerate('nhw')},)
     images = torch.ones(4, 8, 9, 3, dtype=torch.uint8)
     program = torch.export.export(Net(), (images,), dynamic_shapes=shapes)
-    text = Processor(num_classes=2, end_to_end=True).to_json()
+    text = Processor(num_classes=200, end_to_end=True).to_json()
     torch.export.save(program, path, extra_files={KEY: text})
     zip_of(path, {name: change(name, data) for name, data in members_of(path).items()})
 
