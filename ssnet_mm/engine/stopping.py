@@ -126,7 +126,7 @@ class StopHook(Hook):
         passing, source = info.pop('passing_checkpoint', None), str(runner._load_from)
         if (runner.work_dir, passing) == os.path.split(os.path.abspath(source)):
             self._passing = source
-        validated, counts = info.pop('validated', None), info.pop('early_stopping', [])
+        validated, counts = info.pop('iter_validated', None), info.pop('early_stopping', [])
         if not runner.iter:
             return
         hooks = _early_stopping_hooks(runner)
@@ -178,7 +178,7 @@ class StopHook(Hook):
     def _note(self, runner: Runner, validated: int | None) -> None:
         """Have the next checkpoints hold what a validation leaves."""
         counts = [[h.monitor, h.wait_count, h.best_score] for h in _early_stopping_hooks(runner)]
-        runner.message_hub.update_info('validated', validated)
+        runner.message_hub.update_info('iter_validated', validated)
         runner.message_hub.update_info('early_stopping', counts)
 
     def _agreed(self, runner: Runner) -> int:

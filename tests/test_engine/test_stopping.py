@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import signal
@@ -169,6 +170,12 @@ def test_a_run_that_is_resumed_at_the_end_of_a_shorter_one_validates_as_a_longer
     assert count.validated == [3, 4]
     train(config, tmp_path / 'work', [count], resume=True)
     assert count.validated == [3, 4, 6]
+    logs = [path.read_text().splitlines() for path in tmp_path.rglob('scalars.json')]
+    entries = [json.loads(line) for log in logs for line in log]
+    scores = [entry for entry in entries if 'mIoU' in entry]
+    assert len(scores) == 3
+    # what is kept for the next start is no score
+    assert not {key for entry in scores for key in entry if 'valid' in key or 'stopping' in key}
 
 
 def test_before_the_first_iteration_there_is_nothing_to_save(tiny_config, tmp_path):
