@@ -93,7 +93,7 @@ def named_file(path: str) -> str:
     return next((found for found in (beside, name) if name and os.path.isfile(found)), path)
 
 
-def listed(folder: Path, recursive: bool, closed: Set[str] = frozenset()) -> Iterator[Path]:
+def list_folder(folder: Path, recursive: bool, closed: Set[str] = frozenset()) -> Iterator[Path]:
     """What a folder holds, sorted, each folder that counts replaced by what it holds.
 
     Args:
@@ -116,7 +116,7 @@ def listed(folder: Path, recursive: bool, closed: Set[str] = frozenset()) -> Ite
     for item in items:
         below = recursive and not item.name.startswith('.') and os.path.isdir(item)
         if below and os.path.realpath(item) not in closed:
-            yield from listed(item, recursive, closed)
+            yield from list_folder(item, recursive, closed)
         else:
             yield item
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from ssnet_mm.errors import UserError
@@ -19,8 +20,8 @@ FORMATS = (  # as in ssnet_mm.prepare.formats, which takes long to import
     'index', 'binary', 'colours', 'cvat', 'coco', 'labelme', 'label-studio', 'label-studio-png',
     'camvid',
 )  # fmt: skip
-_SETTINGS = ('format', 'masks', 'classes', 'colours', 'void', 'val', 'seed', 'images', 'exif')
-NAMED = ('voc', 'camvid')  # data sets with a way of their own
+_SETTINGS = tuple(field.name for field in fields(Settings))
+NAMED = {'voc': _SETTINGS, 'camvid': ('format',)}  # data sets, and what they say themselves
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,9 +86,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Prepare; exit code 1 where files were left out."""
     name, source, dest = _paths(args.paths)
-    unused = ['format'] if name == 'camvid' else list(_SETTINGS) if name == 'voc' else []
-    if unused := [setting for setting in unused if getattr(args, setting)]:
-        raise UserError(f'prepare {name} takes no --{unused[0]}: {name} is a format, and says it')
+    for setting in NAMED.get(name, ()):
+        if getattr(args, setting):
+            raise UserError(f'prepare {name} takes no --{setting}: {name} is a format, and says it')
     if name == 'voc':
         from ssnet_mm.prepare.voc import prepare_voc
 
@@ -108,7 +109,7 @@ def main(args: argparse.Namespace) -> None:
 def settings_of(args: argparse.Namespace) -> Settings:
     """The options as :func:`ssnet_mm.prepare.run.prepare` takes them."""
     given = {name: getattr(args, name) for name in _SETTINGS}
-    return Settings(**{**given, 'classes': _names(args.classes)})
+    return Settings(**dict(given, classes=_names(args.classes)))
 
 
 def tell(faults: list[str]) -> None:

@@ -9,7 +9,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import IO, Any
 
@@ -153,29 +153,29 @@ def paint_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: 
 
 
 @contextmanager
-def sole_training(work_dir: str, *others: str) -> Iterator[list[str]]:
+def sole_training(*folders: str) -> Iterator[list[str]]:
     """Have folders for this training alone, and free of what killed ones left unfinished.
 
     The lock ends with this process, however that ends; workers of data loaders do not inherit it.
     Where the file system has none, nothing is removed, and a note says so.
 
     Raises:
-        UserError: Another training is going on in it, or it can't be made.
+        UserError: Another training is going on in one, or it can't be made.
     """
-    with config_errors(f'work_dir {work_dir}'):
-        os.makedirs(work_dir, exist_ok=True)
-        lock = open(os.path.join(work_dir, '.lock'), 'w')  # noqa: SIM115
-    with lock:
-        notes = []
-        if _lock(lock, work_dir):
-            sweep_temporary(work_dir)
-        else:
-            notes.append(
-                f'the file system of {work_dir} has no locks: see to it yourself that no other '
-                'training is going on there'
-            )
-        with sole_training(*others) if others else nullcontext() as more:
-            yield notes + (more or [])
+    notes = []
+    with ExitStack() as locks:
+        for folder in folders:
+            with config_errors(f'work_dir {folder}'):
+                os.makedirs(folder, exist_ok=True)
+                lock = locks.enter_context(open(os.path.join(folder, '.lock'), 'w'))
+            if _lock(lock, folder):
+                sweep_temporary(folder)
+            else:
+                notes.append(
+                    f'the file system of {folder} has no locks: see to it yourself that no other '
+                    'training is going on there'
+                )
+        yield notes
 
 
 def _lock(file: IO, work_dir: str) -> bool:
@@ -233,11 +233,8 @@ def run(
         with StopSignals() as signals:
             prepared = preflight(cfg, mode, skip_data_check=skip_data_check)
             prepared.notes.extend(notes)
-            sole: AbstractContextManager[list[str]] = nullcontext([])
-            if is_first_process(cfg):
-                folder = Place.of(cfg.work_dir, cfg).folder
-                sole = sole_training(*dict.fromkeys((cfg.work_dir, folder)))
-            with sole as unlocked:
+            own = dict.fromkeys((cfg.work_dir, Place.of(cfg.work_dir, cfg).folder))
+            with sole_training(*own if is_first_process(cfg) else ()) as unlocked:
                 prepared.notes.extend(unlocked)
                 _run(cfg, mode, [*hooks, RepeatableHook(), StopHook(signals), BestHook()], prepared)
 

@@ -8,7 +8,6 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,7 @@ class Destination:
         if root.exists() and not root.is_dir():
             raise UserError(f'{root} is a file: name another folder')
         self.record = _read_record(root / RECORD)
-        if self.record is None and any(not path.name.startswith('.') for path in _held(root)):
+        if self.record is None and root.is_dir() and _holds_files(root):
             raise UserError(
                 f'{root} holds other files, which are left alone: name a new or an empty folder'
             )
@@ -126,8 +125,8 @@ class Destination:
         return Counter({split: len(listed) for split, listed in names.items()})
 
 
-def _held(root: Path) -> Iterable[Path]:
-    return root.iterdir() if root.is_dir() else ()
+def _holds_files(root: Path) -> bool:
+    return any(not path.name.startswith('.') for path in root.iterdir())
 
 
 def _write_changed(path: Path, text: str) -> None:

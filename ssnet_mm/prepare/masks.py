@@ -90,13 +90,18 @@ def read_grey(path: Path) -> NDArray[Any]:
     return values
 
 
+def value_counts(values: NDArray[Any]) -> dict[int, int]:
+    """How many pixels have each value."""
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist()))
+
+
 def inner_counts(values: NDArray[Any]) -> dict[int, int]:
     """Of each value the pixels whose neighbours above, below, left and right have it too."""
     middle = values[1:-1, 1:-1]
     same = (middle == values[:-2, 1:-1]) & (middle == values[2:, 1:-1])
     same &= (middle == values[1:-1, :-2]) & (middle == values[1:-1, 2:])
-    found, counts = np.unique(middle[same], return_counts=True)
-    return dict(zip(found.tolist(), counts.tolist()))
+    return value_counts(middle[same])
 
 
 def is_area(pixels: int, inner: int) -> bool:
@@ -123,8 +128,7 @@ def survey(folder: Folder) -> tuple[str, str]:
         if values.dtype.kind == 'f':
             values = np.nan_to_num(values, posinf=0, neginf=0).astype(int)
         inner.update(inner_counts(values))
-        found, pixels = np.unique(values, return_counts=True)
-        counts.update(dict(zip(found.tolist(), pixels.tolist())))
+        counts.update(value_counts(values))
         looked += 1
     if not looked:
         return '', ''

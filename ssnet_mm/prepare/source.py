@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssnet_mm.errors import UserError
-from ssnet_mm.files import listed
+from ssnet_mm.files import list_folder
 from ssnet_mm.limits import IMAGE_SUFFIXES, parse_json
 
 UNREAD_SUFFIXES = (
@@ -118,7 +118,7 @@ class Folder:
             raise UserError(f'{root}: {what}; name the folder that holds photos and annotations')
         self.root = root
         self.masks = masks
-        found = (path for path in listed(root, recursive=True) if not os.path.isdir(path))
+        found = (path for path in list_folder(root, recursive=True) if not os.path.isdir(path))
         self.files = [  # relative to the root, with slashes
             path.as_posix()
             for path in (path.relative_to(root) for path in found)

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from ssnet_mm.deploy.predict.progress import say
 from ssnet_mm.errors import UserError, few
-from ssnet_mm.files import MAX_NAME, listed
+from ssnet_mm.files import MAX_NAME, list_folder
 from ssnet_mm.limits import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (
@@ -58,7 +58,7 @@ def find_images(
         raise UserError(f'no image or folder {path}; check the path')
     images, others = [], []
     above = {os.path.realpath(leave_out)} if leave_out is not None else set()
-    for item in listed(path, recursive, above):
+    for item in list_folder(path, recursive, above):
         # a broken link is an image that can't be read, and named as such
         folder = os.path.isdir(item)
         if item.suffix.lower() in IMAGE_SUFFIXES and not folder:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.prepare.formats.index import mask_item
 from ssnet_mm.prepare.labels import is_void
-from ssnet_mm.prepare.masks import inner_counts, is_area, open_mask, survey
+from ssnet_mm.prepare.masks import inner_counts, is_area, open_mask, survey, value_counts
 from ssnet_mm.prepare.source import (
     MAX_CLASSES,
     VOID,
@@ -168,10 +168,10 @@ def read_codes(path: Path) -> NDArray[np.uint32]:
 def _count(path: Path) -> tuple[dict[int, int], dict[int, int]]:
     """Pixels by colour, and inner ones by colour."""
     codes = read_codes(path)
-    found, counts = np.unique(codes, return_counts=True)
-    if len(found) > _FEW and np.sort(counts)[-_FEW:].sum() < 0.8 * codes.size:
-        raise BadAnnotationError(f'has {len(found)} colours, as a photo has; is it a mask?')
-    return dict(zip(found.tolist(), counts.tolist())), inner_counts(codes)
+    counts = value_counts(codes)
+    if len(counts) > _FEW and sum(sorted(counts.values())[-_FEW:]) < 0.8 * codes.size:
+        raise BadAnnotationError(f'has {len(counts)} colours, as a photo has; is it a mask?')
+    return counts, inner_counts(codes)
 
 
 def _propose(seen: Mapping[int, _Seen], names: Sequence[str], known: Set[int]) -> dict[str, Colour]:
@@ -234,10 +234,10 @@ def _draw(pair: Pair, codes: Mapping[int, int], size: Size) -> Mask:
 
 def _strangers(read: NDArray[np.uint32], codes: Mapping[int, int]) -> Iterator[tuple[int, int]]:
     """Colours of areas that are no class."""
+    counts = value_counts(read)
     for code, count in inner_counts(read).items():
-        total = int((read == code).sum()) if code not in codes else 0
-        if total and is_area(total, count):
-            yield code, total
+        if code not in codes and is_area(counts[code], count):
+            yield code, counts[code]
 
 
 def _void_code(table: Mapping[str, Colour], value: str) -> int:
