@@ -15,6 +15,9 @@ ENV_OPENMMLAB := .venv-openmmlab/.complete
 WHEELS := wheels/torch-$(shell sed -n 's/^torch==//p' requirements/openmmlab-build.txt)
 CORES = $(shell getconf _NPROCESSORS_ONLN)
 
+# Tests are of one thread each; what a file's tests share is made once.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/fastfcn8_miniature.py
 
@@ -58,13 +61,13 @@ release: $(ENV) ## of a trained FastFCN8 slim, CHECKPOINT=FILE: weights to hand 
 		--card work_dirs/release/report.json --overwrite
 
 test: $(ENV) ## run the tests
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-slow: $(ENV) ## run the tests that take minutes: killed runs, full disks, damaged files
 	$(PY) -m pytest -m slow -rA -s $(ARGS)
 
 test-openmmlab: $(ENV_OPENMMLAB) ## the same tests on the OpenMMLab stack, built from source in .venv-openmmlab
-	$(PY_OPENMMLAB) -m pytest $(ARGS)
+	$(PY_OPENMMLAB) -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 lint: $(ENV) ## check style and types
 	$(PY) -m ruff check .
