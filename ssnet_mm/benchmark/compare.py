@@ -30,7 +30,7 @@ from ssnet_mm.deploy.runtimes import FORMATS
 from ssnet_mm.errors import UserError
 from ssnet_mm.malloc import keep_freed_memory
 
-from .layers import LayerTimes, Product, count_macs, measure_machine, time_layers
+from .layers import Arithmetic, LayerTimes, count_macs, measure_machine, time_layers
 from .rows import IN_TORCH, Result, Row, Settings
 from .worker import PHOTO, Predictor, Trainer, build_row, export_row, serve
 
@@ -200,7 +200,7 @@ def _start_meters(
     for precision in {row.precision for row in rows if not row.training}:
         with contextlib.suppress(RowError):
             meters[precision] = Worker(
-                context, Product, settings.device, precision, settings.threads
+                context, Arithmetic, settings.device, precision, settings.threads
             )
     return meters
 

@@ -82,7 +82,7 @@ def layer_table(times: LayerTimes) -> str:
     ]
     title = (
         f'{times.row.label}: the machine does {short(machine.flops, 1e9)} GFLOP/s in a '
-        f'matrix product and moves {short(machine.bandwidth, 1e9)} GB/s'
+        f'matrix product or convolution and moves {short(machine.bandwidth, 1e9)} GB/s'
     )
     return f'{title}\n\n{markdown(head, rows)}'
 

@@ -76,7 +76,7 @@ class Result:
     peak_mib: float | None = None  # the most memory that was needed
     held_mib: float | None = None  # what one image holds until the backward pass
     ratio: float | None = None  # of the median time, to that of the first row
-    peak_flops: float | None = None  # of a large matrix product in this precision, in this run
+    peak_flops: float | None = None  # what the machine does in this precision, in this run
     error: str | None = None  # why the row failed, in one line
 
     @property
@@ -86,10 +86,10 @@ class Result:
 
     @property
     def limit(self) -> float | None:
-        """Seconds that the network's arithmetic would take at the speed of a matrix product.
+        """Seconds that the network's arithmetic would take at :class:`.Arithmetic`'s speed.
 
-        None for a network that is faster: torch's own product is no limit where it has no kernel,
-        as for int8 on a CPU without VNNI.
+        None for a network that is faster: torch's own product is no limit where a runtime has
+        better kernels, as OpenVINO for int8.
         """
         if self.macs is None or self.peak_flops is None or self.row.training:
             return None

@@ -6,7 +6,7 @@ from torch import nn
 
 from ssnet_mm import build_model
 from ssnet_mm.benchmark import layers
-from ssnet_mm.benchmark.layers import REST, LayerCost, Machine, Product, count_macs, time_layers
+from ssnet_mm.benchmark.layers import REST, Arithmetic, LayerCost, Machine, count_macs, time_layers
 from ssnet_mm.benchmark.rows import Row, Settings
 from ssnet_mm.benchmark.worker import build_row
 
@@ -75,11 +75,13 @@ def test_the_limit_is_the_slower_of_arithmetic_and_memory():
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'bf16', 'int8'])
-def test_a_product_tells_the_rate_and_grows_while_it_is_quick(monkeypatch, precision):
-    took = iter([0.001, 0.5, 0.25])
+def test_the_rate_is_that_of_the_faster_work_and_works_grow_while_they_are_quick(
+    monkeypatch, precision
+):
+    took = iter([0.001, 0.5, 0.25, 0.03125])
     monkeypatch.setattr(layers, 'seconds_of', lambda *_: next(took))
-    product = Product('cpu', precision)
-    assert product.turn() == 2 * 512**3 / 0.25
-    assert product.multiply().dtype == {'fp32': torch.float32, 'bf16': torch.bfloat16}.get(
-        precision, torch.int32
-    )
+    arithmetic = Arithmetic('cpu', precision)
+    convolution = 2 * 128 * 128 * 9 * 16 * 16 / 0.03125
+    assert arithmetic.turn() == (2 * 512**3 / 0.25 if precision == 'int8' else convolution)
+    dtype = {'fp32': torch.float32, 'bf16': torch.bfloat16}.get(precision, torch.int32)
+    assert {work().dtype for _, work in arithmetic.works} == {dtype}
