@@ -1,10 +1,10 @@
-"""Which layers' backward passes in bfloat16 write beyond their memory on this CPU?
+"""Which layers' backward passes in bfloat16 write beyond their memory or go wrong on this CPU?
 
     python tests/reference/sweep_bfloat16.py
 
 Trains each layer of FCN8 and FastFCN8, and score layers of many widths, under bfloat16 autocast in
-a process of its own, where glibc aborts at a block that was written beyond (MALLOC_CHECK_=3). It
-needs torch alone, and prints a Markdown table.
+a process of its own, where glibc aborts at a block that was written beyond (MALLOC_CHECK_=3), and
+compares the gradients with float32's. It needs torch alone, and prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -18,20 +18,29 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-# maps of FCN8 at 240x180, and odd ones: batch, height, width
-_FINE, _COARSE = [(8, 23, 30), (1, 31, 17)], [(8, 6, 8), (1, 7, 5), (2, 16, 16)]
+# maps of FCN8 at 240x180, odd ones, and some that end before a kernel does: batch, height, width
+_FINE = [(8, 23, 30), (1, 31, 17)]
+_COARSE = [(8, 6, 8), (1, 7, 5), (2, 16, 16), (2, 3, 3), (2, 2, 3), (2, 3, 2), (2, 1, 1)]
 _CHILD = """
 import torch
 from torch import nn
 torch.manual_seed(0)
 layer = nn.{layer}
+wrong = set()
 for n, height, width in {maps} * 3:
-    x = torch.randn(n, {channels}, height, width, requires_grad=True)
-    x = x.to(memory_format=torch.{layout})
-    with torch.autocast('cpu', torch.bfloat16):
-        y = layer(x)
-    y.float().square().mean().backward()
-print('whole')
+    x = torch.randn(n, {channels}, height, width).to(memory_format=torch.{layout})
+    results, gradient = [], None
+    for lower in (False, True):
+        layer.zero_grad()
+        x = x.detach().requires_grad_()
+        with torch.autocast('cpu', torch.bfloat16, enabled=lower):
+            y = layer(x).float()
+        gradient = torch.randn_like(y) if gradient is None else gradient
+        y.backward(gradient)
+        results.append((y, x.grad, layer.weight.grad))
+    if not all((b - a).norm() <= 0.05 * a.norm() for a, b in zip(*results)):
+        wrong.add((height, width))
+print(f'wrong at {{sorted(wrong)}}' if wrong else 'whole')
 """
 
 
@@ -65,13 +74,13 @@ def layers() -> Iterator[tuple[str, int, list[tuple[int, int, int]]]]:
 
 
 def run(layer: str, channels: int, maps: list[tuple[int, int, int]], layout: str) -> str:
-    """How a process ends that trains a layer: 'whole', or by what."""
+    """What a process that trains a layer says: 'whole', maps with wrong gradients, or its end."""
     env = dict(os.environ, MALLOC_CHECK_='3', LD_PRELOAD='libc_malloc_debug.so.0')
     env['OMP_NUM_THREADS'] = '2'
     code = _CHILD.format(layer=layer, channels=channels, maps=maps, layout=layout)
     done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
-    if done.returncode == 0 and done.stdout.strip() == 'whole':
-        return 'whole'
+    if done.returncode == 0 and done.stdout.strip():
+        return done.stdout.strip()
     if done.returncode < 0:
         return signal.Signals(-done.returncode).name
     return (done.stderr.strip().splitlines() or ['?'])[-1]

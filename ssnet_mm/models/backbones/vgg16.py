@@ -6,8 +6,10 @@ and Darrell, https://arxiv.org/abs/1605.06211 (fc6 and fc7 as convolutions).
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
@@ -182,6 +184,7 @@ class VGG16(BaseModule):
             fc6_shape = dict(kernel_size=7, padding=fc6_padding, dilation=fc_dilation)
             self.fc6 = _conv_module(channels, fc_channels, conv_cfg=conv_cfg, **fc6_shape)
             self.fc7 = _conv_module(fc_channels, fc_channels, 1, conv_cfg=conv_cfg)
+            self.fc6_padding = fc6_padding
             self.dropout = nn.Dropout(dropout_ratio)
             # how large pool5's map must be for fc6; 'same' padding takes any
             self.fc6_needs = max(6 * fc_dilation + 1 - 2 * fc6_padding, 1)
@@ -220,6 +223,11 @@ class VGG16(BaseModule):
                     f'{x.shape[2]}x{x.shape[3]}, which must be {self.fc6_needs} or more each way: '
                     'raise image_padding or fc6_padding'
                 )
-            x = self.dropout(self.fc6(x))
+            # On maps lower than the padding, oneDNN's bfloat16 leaves gradients of fc6 unset
+            # (docs/performance.md).
+            low = torch.is_autocast_enabled('cpu') and x.shape[2] < self.fc6_padding
+            with torch.autocast('cpu', enabled=False) if low else nullcontext():
+                x = self.fc6(x.float() if low else x)
+            x = self.dropout(x)
             levels.append(self.dropout(self.fc7(x)))
         return tuple(levels[i] for i in self.out_indices)

@@ -472,3 +472,17 @@ def test_a_copy_computes_the_same():
 
     for level, same in zip(net(x), copy.deepcopy(net)(x)):
         torch.testing.assert_close(level, same, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('height', [32, 64])
+def test_rows_of_fc6_that_meet_no_pixel_get_no_gradient_in_bfloat16(height):
+    """oneDNN's bfloat16 kernels (AVX512-BF16) leave them as they find the memory."""
+    net = VGG16(base_channels=16, fc_channels=64, out_indices=(5,))
+    with torch.autocast('cpu', torch.bfloat16):
+        (fc7,) = net(torch.randn(2, 3, height, 96))
+        assert torch.is_autocast_enabled('cpu')
+    fc7.float().square().sum().backward()
+    rows = net.fc6.conv.weight.grad.abs().sum((0, 1, 3))
+    reach = height // 32 - 1
+    assert rows[3] > 0
+    assert (rows[: 3 - reach] == 0).all() and (rows[4 + reach :] == 0).all()
