@@ -246,7 +246,7 @@ class Segmenter:
 
         Args:
             image: As for a call.
-            labels: Of the image's size.
+            labels: Of the image's size, whole numbers below the number of :attr:`colours`.
             opacity: Of the colours, 0 to 1.
             transparent: Labels that are not painted.
         """
@@ -255,6 +255,13 @@ class Segmenter:
         pixels = self.pixels(image)
         if labels.shape != pixels.shape[:2]:
             raise UserError(f'labels of shape {labels.shape} for an image of {pixels.shape[:2]}')
+        if labels.dtype != np.uint8:  # of which all have a colour
+            low, high = labels.min(), labels.max()
+            if labels.dtype.kind not in 'iu' or low < 0 or high >= len(self.colours):
+                raise UserError(
+                    f'labels must be whole numbers from 0 to {len(self.colours) - 1}, got '
+                    f'{labels.dtype} from {low} to {high}'
+                )
         share = np.full((len(self.colours), 1), opacity)  # of each label
         share[list(transparent)] = 0
         tint, rest = self.colours * share.astype(np.float32), (1 - share).astype(np.float32)

@@ -212,6 +212,9 @@ def test_overlays_mix_image_and_colours(bright):
     for arguments, message in (
         ((pixels, np.zeros((2, 3), np.uint8)), r'labels of shape \(2, 3\) for an image of \(2, 2'),
         ((pixels, np.zeros((2, 2), np.uint8), 1.5), 'opacity must be from 0 to 1, got 1.5'),
+        ((pixels, np.full((2, 2), -1)), 'whole numbers from 0 to 255, got int64 from -1 to -1'),
+        ((pixels, np.full((2, 2), 256)), 'whole numbers from 0 to 255, got int64 from 256 to 256'),
+        ((pixels, np.ones((2, 2), bool)), 'got bool from True to True'),
     ):
         with pytest.raises(UserError, match=message):
             bright.overlay(*arguments)

@@ -522,6 +522,10 @@ default_hooks['checkpoint']['interval'] = 1
     [
         ({'optim_wrapper.optimizer.lr': 0.1}, r'lr 0.01 \(config: 0.1\)'),
         ({'optim_wrapper.optimizer.momentum': 0.5}, r'momentum 0.9 \(config: 0.5\)'),
+        (
+            {'optim_wrapper.optimizer': dict(_delete_=True, type='AdamW', lr=0.01)},
+            'an optimizer without betas, eps',
+        ),
         ({'param_scheduler.0.end': 8}, r'param_scheduler.0.end 4 \(config: 8\)'),
         ({'param_scheduler': []}, r'1 schedules \(config: 0\)'),
     ],
