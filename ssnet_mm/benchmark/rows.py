@@ -76,7 +76,7 @@ class Result:
     peak_mib: float | None = None  # the most memory that was needed
     held_mib: float | None = None  # what one image holds until the backward pass
     ratio: float | None = None  # of the median time, to that of the first row
-    peak_flops: float | None = None  # what the machine does in this precision, in this run
+    peak_flops: float | None = None  # the most that was reached in this precision, in this run
     error: str | None = None  # why the row failed, in one line
 
     @property
@@ -85,16 +85,18 @@ class Result:
         return self.settings.batch / float(np.median(self.network)) if self.network else None
 
     @property
-    def limit(self) -> float | None:
-        """Seconds that the network's arithmetic would take at :class:`.Arithmetic`'s speed.
+    def flops(self) -> float | None:
+        """Operations a second that the network's passes reach, by the median time."""
+        if self.macs is None or not self.network or self.row.training:
+            return None
+        return 2 * self.macs * self.settings.batch / float(np.median(self.network))
 
-        None for a network that is faster: torch's own product is no limit where a runtime has
-        better kernels, as OpenVINO for int8.
-        """
+    @property
+    def limit(self) -> float | None:
+        """Seconds that the network's arithmetic would take at ``peak_flops``."""
         if self.macs is None or self.peak_flops is None or self.row.training:
             return None
-        limit = 2 * self.macs * self.settings.batch / self.peak_flops
-        return None if self.network and np.median(self.network) < limit else limit
+        return 2 * self.macs * self.settings.batch / self.peak_flops
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it: times in milliseconds, as median and 95th percentile."""

@@ -188,6 +188,13 @@ def test_rows_take_turns_and_a_failure_costs_one_row(monkeypatch, tiny_config):
         assert failed['params'] == first['params'] > 0
 
 
+def test_the_best_rate_may_be_a_network_s(monkeypatch, tiny_config):
+    seconds = {'torch': [0.2, 0.1, 0.3], 'fused': [1e-7] * 3}
+    first, quick = fake_run(monkeypatch, tiny_config, seconds)[0]
+    assert quick['limit_ms'] == pytest.approx(quick['latency_ms']['median'])
+    assert first['limit_ms'] == quick['limit_ms'] and first['peak_gflops'] > 4
+
+
 def test_without_a_first_row_there_are_no_ratios(monkeypatch, tiny_config):
     results, _ = fake_run(monkeypatch, tiny_config, {'torch': None, 'fused': [0.1, 0.2, 0.3]})
     assert [result['ratio'] for result in results] == [None, None]

@@ -38,10 +38,11 @@ def test_a_table_of_results():
     assert reason == 'failed: net, openvino, fp32: openvino is not installed here'
 
 
-def test_what_a_network_undercuts_is_no_limit():
+def test_the_limit_is_the_arithmetic_at_the_best_rate():
     assert result(peak_flops=1e13).limit == pytest.approx(4 * 14_241_746_944 / 1e13)
-    assert result(peak_flops=1e9).limit is None
     assert result(peak_flops=1e9, network=[]).limit > 50
+    assert result().limit is None
+    assert result(network=[0.1, 0.2, 0.4]).flops == pytest.approx(4 * 14_241_746_944 / 0.2)
 
 
 def test_columns_that_only_some_runs_have():
