@@ -236,6 +236,23 @@ def test_a_mistake_that_only_running_showed_is_one_line(tiny_config, tmp_path):
         launch.run(cfg, 'train')
 
 
+def test_images_without_masks_are_predicted_for_a_test_server(tiny_config, tmp_path):
+    """mmseg's way: format_only=True, an output_dir, and a pipeline without LoadAnnotations."""
+    config = tiny_config(
+        "test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]\n"
+        "data_prefix = dict(img_path='JPEGImages')\n"
+        'test_dataloader = dict(test_dataloader, dataset=dict(\n'
+        '    dataset, pipeline=test_pipeline, data_prefix=data_prefix))\n'
+        "test_evaluator = dict(type='IoUMetric', format_only=True)"
+    )
+    with pytest.raises(UserError, match='test_evaluator of .*; set the output_dir that they go to'):
+        launch.run(load(config, work_dir=str(tmp_path / 'w')), 'test')
+    folder = tmp_path / 'labels'
+    options = {'work_dir': str(tmp_path / 'w'), 'test_evaluator.output_dir': str(folder)}
+    launch.run(load(config, **options), 'test')
+    assert sorted(path.name for path in folder.iterdir()) == [f'{i}.png' for i in range(4)]
+
+
 def test_our_tools_load_strictly_whatever_the_hooks_of_a_config(tiny_config, tmp_path, monkeypatch):
     cfg = load(tiny_config('custom_hooks = []'), work_dir=str(tmp_path / 'w'))
     seen = []

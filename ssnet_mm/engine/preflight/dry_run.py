@@ -299,10 +299,16 @@ def build_evaluator(cfg: Config, mode: str) -> Evaluator | None:
         return None
     with config_errors(f'{stage}_evaluator of {cfg.filename}'):
         metrics = given if isinstance(given, (list, tuple)) else [given]
+        formatting = [metric for metric in metrics if metric.get('format_only')]
+        if any(not metric.get('output_dir') for metric in formatting):
+            raise UserError(
+                f'{stage}_evaluator of {cfg.filename}: format_only=True scores nothing and writes '
+                'predictions; set the output_dir that they go to'
+            )
         for metric in metrics:
             for key in ('output_dir', 'report_dir'):
                 metric.pop(key, None)  # nothing is written yet
-        return Evaluator(metrics)
+        return Evaluator([metric for metric in metrics if metric not in formatting])
 
 
 def _evaluate(cfg: Config, stage: str, model: Any, evaluator: Evaluator, dataset: Any) -> list[str]:
