@@ -54,7 +54,7 @@ class Report:
             sizes = ', '.join(f'{w}x{h} ({n})' for (w, h), n in totals.sizes.most_common(3))
             more = len(totals.sizes) - 3
             sizes += f', {more} other sizes' if more > 0 else ''
-            yield f'{totals.split.where}: {totals.images} images, {sizes or "none readable"}'
+            yield f'{totals.split.where}: {totals.images} images, {sizes or "of unknown size"}'
             yield from _class_table(totals) if totals.masks else ['no mask was read']
             yield ''
         for where in self.elsewhere:
