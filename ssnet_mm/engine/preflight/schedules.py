@@ -293,9 +293,13 @@ def check_resumed(
     saved = checkpoint['optimizer'].get('param_groups', [])
     for theirs, ours in zip(saved, optimizer.param_groups, strict=False):
         # numbers that another optimizer does not have; switches may be of a newer torch
-        missing = [k for k in ours if k not in theirs and not isinstance(ours[k], bool | None)]
+        missing = [
+            key
+            for key in ours.keys() - theirs.keys()
+            if not key.startswith('initial_') and not isinstance(ours[key], bool | None)
+        ]
         if missing:
-            differences.append(f'an optimizer without {", ".join(missing)}')
+            differences.append(f'an optimizer without {", ".join(sorted(missing))}')
         for key in sorted(set(theirs) & set(ours) - {'params', *_IMPLEMENTATION}):
             # what a schedule changes is compared at its start
             skipped = f'initial_{key}' in theirs or (scaled and 'lr' in key)
