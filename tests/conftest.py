@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import os
 import sys
@@ -18,6 +20,10 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 pytest.register_assert_rewrite('helpers')
+
+with contextlib.redirect_stdout(io.StringIO()):
+    # what the toolbox prints at its import would stand behind pytest's closing line
+    import_module('ssnet_mm')
 
 ROOT = Path(__file__).resolve().parent.parent
 
