@@ -87,9 +87,9 @@ class Result:
     @property
     def flops(self) -> float | None:
         """Operations a second that the network's passes reach, by the median time."""
-        if self.macs is None or not self.network or self.row.training:
+        if self.macs is None or self.images_per_s is None or self.row.training:
             return None
-        return 2 * self.macs * self.settings.batch / float(np.median(self.network))
+        return 2 * self.macs * self.images_per_s
 
     @property
     def limit(self) -> float | None:
