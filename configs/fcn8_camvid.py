@@ -9,7 +9,7 @@ _base_ = [
 # Lovasz' loss is made for the IoU, where cross entropy is for the share of pixels.
 loss_decode = [
     {{_base_.loss_decode}},
-    dict(type='LovaszLoss', reduction='none', loss_name='loss_lovasz'),
+    dict(type='LovaszSoftmaxLoss'),
 ]
 model = dict(
     data_preprocessor=dict(size={{_base_.crop_size}}),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         DistilledEncoderDecoder,
         FCN8Head,
         KLDistillLoss,
+        LovaszSoftmaxLoss,
         build_model,
     )
 
@@ -34,6 +35,7 @@ __all__ = [
     'DistilledEncoderDecoder',
     'FCN8Head',
     'KLDistillLoss',
+    'LovaszSoftmaxLoss',
     'SeparableConv2d',
     'VGG16',
     'build_model',

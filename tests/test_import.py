@@ -44,6 +44,7 @@ def test_an_import_adds_the_parts_and_nothing_else():
         'mmseg.model.DistilledEncoderDecoder',
         'mmseg.model.FCN8Head',
         'mmseg.model.KLDistillLoss',
+        'mmseg.model.LovaszSoftmaxLoss',
         'mmseg.model.MeanProbabilityTTAModel',
         'mmseg.model.VGG16',
     ]

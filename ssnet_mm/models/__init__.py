@@ -3,7 +3,7 @@
 from .backbones import VGG16
 from .build import build_model
 from .decode_heads import CaffeFCN8Head, FCN8Head
-from .losses import KLDistillLoss
+from .losses import KLDistillLoss, LovaszSoftmaxLoss
 from .segmentors import DistilledEncoderDecoder
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     'DistilledEncoderDecoder',
     'FCN8Head',
     'KLDistillLoss',
+    'LovaszSoftmaxLoss',
     'build_model',
 ]

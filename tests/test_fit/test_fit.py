@@ -119,7 +119,7 @@ def test_the_config_builds_and_holds_what_was_chosen(source, net):
     assert resize.scale == cfg.test_dataloader.dataset.pipeline[1].scale == (64, 48)
     assert tuple(cfg.model.data_preprocessor.size) == tuple(crop.crop_size) == (32, 64)
     loss, lovasz = cfg.model.decode_head.loss_decode
-    assert loss.class_weight == [0.5, 10.0] and lovasz.type == 'LovaszLoss'
+    assert loss.class_weight == [0.5, 10.0] and lovasz.type == 'LovaszSoftmaxLoss'
     assert cfg.optim_wrapper.type == 'BFloat16OptimWrapper' and cfg.optim_wrapper.optimizer
     assert cfg.custom_hooks[0].patience == 5
     with torch.device('meta'):
