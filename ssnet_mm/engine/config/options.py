@@ -120,7 +120,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> Config:
     variables = {key: value for key, value in options.items() if _is_variable(cfg, key)}
     for key in options:
         if key not in variables:
-            _check_known(cfg, key)
+            _check_known(cfg, key, options)
     values = {name: cfg[name] for name in KNOBS if name in cfg}
     cfg = with_variables(cfg, values)
     for key, value in variables.items():
@@ -257,7 +257,7 @@ def _check_effect(before: Config, after: Config, key: str, value: Any) -> None:
         )
 
 
-def _check_known(cfg: Config, key: str) -> None:
+def _check_known(cfg: Config, key: str, options: Mapping[str, Any]) -> None:
     """Does anything read a setting of this name? Names that the config has are taken as read."""
     node: Any = cfg
     parts = key.split('.')
@@ -274,7 +274,10 @@ def _check_known(cfg: Config, key: str) -> None:
         elif part in node:
             node = node[part]
         else:
-            known = _read(cfg) if i == 0 else _known_keys(node, '.'.join(parts[:i]))
+            where = '.'.join(parts[:i])
+            kind = options.get(f'{where}.type')  # the class that takes it may be an option too
+            given = node if kind is None else dict(node, type=kind)
+            known = _read(cfg) if i == 0 else _known_keys(given, where)
             if parts[i - 1] == 'paramwise_cfg' and cfg.optim_wrapper.get('constructor'):
                 known = None  # another constructor reads other names
             if known is not None and part not in known:

@@ -120,6 +120,14 @@ def test_settings_that_are_read_may_be_added():
     assert cfg.model.test_cfg == dict(mode='slide', stride=(8, 8))
 
 
+def test_an_option_of_a_class_that_is_an_option_too():
+    swapped = {'optim_wrapper.optimizer.type': 'SGD', 'optim_wrapper.optimizer.momentum': 0.9}
+    cfg = load_config(str(Path(VOC).parent / 'fastfcn8_camvid.py'), swapped)
+    assert cfg.optim_wrapper.optimizer.type == 'SGD' and cfg.optim_wrapper.optimizer.momentum == 0.9
+    with pytest.raises(UserError, match='nothing reads optim_wrapper.optimizer.amsgrad'):
+        load_config(VOC, {**swapped, 'optim_wrapper.optimizer.amsgrad': True})
+
+
 def test_a_misspelled_setting_in_a_config_file_is_refused(tmp_path):
     child = tmp_path / 'child.py'
     for name in ('optim_wraper', 'train_dataloder', 'param_schedulers', 'custom_hook'):
