@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class LovaszSoftmaxLoss(nn.Module):
     """Lovasz-Softmax over all pixels of a batch, the mean over the classes that it shows.
 
-    What mmseg's ``LovaszLoss(reduction='none')`` computes, rounded later, in a third of its time on
-    a CPU. A batch of which all pixels are to be ignored gives 0.
+    What mmseg's ``LovaszLoss(reduction='none')`` computes, rounded later, and far faster on a CPU
+    (docs/performance.md). A batch of which all pixels are to be ignored gives 0.
 
     Args:
         loss_weight: Factor of the loss.
