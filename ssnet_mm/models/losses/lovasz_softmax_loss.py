@@ -52,9 +52,9 @@ class LovaszSoftmaxLoss(nn.Module):
         # in float32 even under autocast: half precision has too few different errors to sort
         probabilities = cls_score.float().softmax(dim=1).movedim(1, 0).flatten(1)
         label = label.flatten()
-        foreground = label == torch.arange(classes, device=label.device)[:, None]
-        errors = (foreground.float() - probabilities).abs()
         ignored = label == ignore_index
+        foreground = (label == torch.arange(classes, device=label.device)[:, None]) & ~ignored
+        errors = (foreground.float() - probabilities).abs()
         ranks = torch.arange(1, len(label) - int(ignored.sum()) + 1, device=label.device)
         present = foreground.any(dim=1).nonzero().flatten().tolist()
         growth = torch.zeros_like(errors)  # of the Jaccard loss, by each pixel

@@ -17,17 +17,20 @@ def batch():
     return logits, label
 
 
-def value_and_gradient(loss, logits, label):
+def value_and_gradient(loss, logits, label, ignore_index=255):
     logits = logits.clone().requires_grad_()
-    value = loss(logits, label, ignore_index=255)
+    value = loss(logits, label, ignore_index=ignore_index)
     value.backward()
     return value.detach(), logits.grad
 
 
-def test_value_and_gradient_are_mmsegs(batch):
+@pytest.mark.parametrize('void', [255, 3])
+def test_value_and_gradient_are_mmsegs(batch, void):
+    logits, label = batch
+    label[label == 255] = void
     for found, expected in zip(
-        value_and_gradient(LovaszSoftmaxLoss(loss_weight=0.5), *batch),
-        value_and_gradient(LovaszLoss(reduction='none', loss_weight=0.5), *batch),
+        value_and_gradient(LovaszSoftmaxLoss(loss_weight=0.5), logits, label, void),
+        value_and_gradient(LovaszLoss(reduction='none', loss_weight=0.5), logits, label, void),
         strict=True,
     ):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
