@@ -59,7 +59,7 @@ class LovaszSoftmaxLoss(nn.Module):
         present = foreground.any(dim=1).nonzero().flatten().tolist()
         growth = torch.zeros_like(errors)  # of the Jaccard loss, by each pixel
         for index in present:
-            # bits of floats that aren't negative sort as the floats do, and far faster on a CPU
+            # bits of floats sort as they do where none is negative, far faster on a CPU; -1 is last
             bits = errors[index].detach().masked_fill(ignored, -1).view(torch.int32)
             order = (-bits).argsort()[: len(ranks)]
             hits = foreground[index][order].cumsum(0)
