@@ -83,14 +83,19 @@ def named_file(path: str) -> str:
     Whatever folder its name has, a file beside it comes first: the folder may be a copy. Any other
     path is returned as it is.
     """
-    try:
-        if os.path.getsize(path) > 4096:
-            return path
-        name = Path(path).read_text(encoding='utf-8').strip()
-    except (OSError, ValueError):  # not there, no text
-        return path
+    name = name_in(path)
     beside = os.path.join(os.path.dirname(path), os.path.basename(name))
     return next((found for found in (beside, name) if name and os.path.isfile(found)), path)
+
+
+def name_in(path: str) -> str:
+    """The name that a small text file holds; empty if it is no such file."""
+    try:
+        if os.path.getsize(path) > 4096:
+            return ''
+        return Path(path).read_text(encoding='utf-8').strip()
+    except (OSError, ValueError):  # not there, no text
+        return ''
 
 
 def list_folder(folder: Path, recursive: bool, closed: Set[str] = frozenset()) -> Iterator[Path]:

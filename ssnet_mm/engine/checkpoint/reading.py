@@ -21,7 +21,7 @@ from mmengine.runner import CheckpointLoader
 from ssnet_mm.engine.checkpoint.meta import check_meta
 from ssnet_mm.engine.checkpoint.pickles import RefusedError, check_pickle
 from ssnet_mm.errors import UserError, require
-from ssnet_mm.files import named_file
+from ssnet_mm.files import name_in, named_file
 from ssnet_mm.limits import check_size, parse_json, stored_members
 
 # Files that this process has looked into, and those that it has read: name, time of change, size.
@@ -135,8 +135,11 @@ def _load(load: Any, source: Any, map_location: Any, **options: Any) -> Any:
                 f'checkpoint {name} is refused: {asks}, which no checkpoint needs and which could '
                 'run code or take all memory; have it saved as weights only'
             ) from error
+        named = name_in(name)
         if isinstance(error, FileNotFoundError):
             reason = 'not found'
+        elif named.endswith('.pth') and named.isprintable():
+            reason = f'it names {named}, which is gone; name another one in its folder'
         else:
             denied = isinstance(error, PermissionError)
             reason = 'no permission' if denied else 'cut short, or another kind of file'
