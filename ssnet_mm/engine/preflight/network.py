@@ -378,6 +378,25 @@ def check_pretrained(model: nn.Module) -> None:
                 _check_pretrained(module, f'model.{name}' if name else 'model', init_cfg)
 
 
+def check_frozen(model: nn.Module) -> list[str]:
+    """Would layers of the backbone stay at the random numbers that they start from?"""
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, nn.Module):
+        return []
+    modules = [model, *backbone.modules()]
+    frozen = sum(p.dim() > 1 and not p.requires_grad for p in backbone.parameters())
+    starts = (i for m in modules for i in listed_or_single(getattr(m, 'init_cfg', None)))
+    # what has its own way to load weights says so by is_init
+    loads = any('checkpoint' in start for start in starts) or getattr(backbone, 'is_init', False)
+    if not frozen or loads:
+        return []
+    return [
+        f'{frozen} layers of model.backbone are frozen, and start from random numbers: nothing '
+        'will change those; give model.backbone.init_cfg or load_from a checkpoint, or set '
+        'frozen_stages=-1'
+    ]
+
+
 def _check_pretrained(module: nn.Module, where: str, init_cfg: Mapping[str, Any]) -> None:
     path = os.path.expanduser(init_cfg['checkpoint'])
     fetched = '://' in path

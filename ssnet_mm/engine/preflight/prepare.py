@@ -127,6 +127,8 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
         load_state_dict(model, weights_of(checkpoint, path), path)
         if mode == 'test' or resume:  # other weights may be a start for other classes
             check_classes(checkpoint, path, datasets[0][2].metainfo.get('classes') or ())
+    elif mode == 'train':
+        notes += network.check_frozen(model)
     position = (0, 0)
     if path and resume:
         position, changed = _go_on(cfg, checkpoint['meta'])

@@ -20,7 +20,7 @@ _ENDLESS = int(1e9)  # mmengine's end of a schedule that has none
 
 
 def check_loop(cfg: Config, num_images: int, num_processes: int) -> list[str]:
-    """Does the training loop end, and does it train at all?
+    """Does the training loop end, does it train at all, and on batches that change?
 
     Args:
         cfg: A config for training.
@@ -44,10 +44,16 @@ def check_loop(cfg: Config, num_images: int, num_processes: int) -> list[str]:
             f'no iteration to train: {share} images make no train_dataloader.batch_size of '
             f'{batch_size}, and drop_last leaves out what is less'
         )
+    notes = []
+    if num_images > batch_size and (loader.get('sampler') or {}).get('shuffle') is False:
+        notes.append(
+            'train_dataloader.sampler: with shuffle=False batches hold the same images each time, '
+            'as they stand in the list; set shuffle=True'
+        )
     total = training_length(cfg)
     if cfg.train_cfg.get('val_begin', 1) > total and cfg.get('val_cfg'):
-        return [f'train_cfg: val_begin={cfg.train_cfg.val_begin} lies beyond the end, {total}']
-    return []
+        notes.append(f'train_cfg: val_begin={cfg.train_cfg.val_begin} lies beyond the end, {total}')
+    return notes
 
 
 def _is_endless(loader: Mapping[str, Any]) -> bool:

@@ -39,7 +39,7 @@ def test_unreadable_files_are_named_in_one_line(tmp_path):
     (tmp_path / 'cut.pth').write_bytes(whole.read_bytes()[:-200])
     (tmp_path / 'text.pth').write_text('no checkpoint')
     (tmp_path / 'empty.pth').touch()
-    (tmp_path / 'best').write_text('/elsewhere/best_mIoU_iter_9.pth')
+    (tmp_path / 'best').write_text('/gone/iter_9.pth')
     torch.save([1], tmp_path / 'list.pth')
     for name, message in {
         'none.pth': 'none.pth not found',
@@ -47,7 +47,7 @@ def test_unreadable_files_are_named_in_one_line(tmp_path):
         'cut.pth': 'cut.pth is not a readable checkpoint: cut short',
         'text.pth': 'text.pth is not a readable checkpoint',
         'empty.pth': 'empty.pth is not a readable checkpoint',
-        'best': 'best is not a readable checkpoint: it names /elsewhere/best_mIoU_iter_9.pth, which',
+        'best': 'best is not a readable checkpoint: it names /gone/iter_9.pth, which',
         'list.pth': 'list.pth is not a checkpoint: it holds a list',
     }.items():
         with pytest.raises(UserError, match=message) as error:

@@ -8,11 +8,13 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import CheckpointLoader
 from PIL import ExifTags, Image
+from torch import nn
 
 from ssnet_mm.engine import launch
-from ssnet_mm.engine.preflight import prepare
+from ssnet_mm.engine.preflight import network, prepare
 from ssnet_mm.engine.preflight.dry_run import build_evaluator, dry_run
 from ssnet_mm.errors import UserError
+from ssnet_mm.models.backbones.vgg16 import VGG16
 
 TWO = """
 two = dict(classes=('ground', 'thing'), palette=palette[:2])
@@ -351,6 +353,9 @@ def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
         ("model['decode_head']['loss_decode']['loss_weight'] = 0.0", 'the first loss is 0, from'),
         ("model['data_preprocessor'].update(mean=[0.5] * 3, std=[0.2] * 3)",
          'mean and std .* look like those of values from 0 to 1, .* multiply both by 255'),
+        ("model['backbone']['frozen_stages'] = 2", '4 layers of model.backbone are frozen, and s'),
+        ("train_dataloader['sampler']['shuffle'] = False\nparam_scheduler = []",
+         'shuffle=False batches hold the same images each time'),
         ("train_pipeline[2]['crop_size'] = (96, 96)\nmodel['data_preprocessor']['size'] = (96, 96)",
          'images come to training with 45x37 pixels .* and 81.9% of what is trained on is padding'),
         ("val_dataloader['dataset']['metainfo'] = dict(classes=('x', 'y', 'z'), palette=palette)",
@@ -360,6 +365,16 @@ def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
 )  # fmt: skip
 def test_what_is_hardly_meant_is_a_warning(check, lines, warning):
     assert any(re.search(warning, found) for found in check(lines)), warning
+
+
+def test_frozen_layers_that_come_from_a_checkpoint_are_meant():
+    def notes(**options):
+        model = nn.Module()
+        model.backbone = VGG16(base_channels=2, fc_channels=4, frozen_stages=1, **options)
+        return network.check_frozen(model)
+
+    assert notes()
+    assert not notes(init_cfg=dict(type='Pretrained', checkpoint='vgg16.pth'))
 
 
 def test_the_best_by_a_class_that_validation_does_not_hold_is_noted(tiny_config, tiny_data):
