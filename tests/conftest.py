@@ -30,6 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Tools that run in the tests' process leave its malloc alone: 65536 is what glibc has anyway.
 os.environ.setdefault('MALLOC_MMAP_MAX_', '65536')
 
+# The tests import OpenVINO, too; it reports that to its makers, from a process that it forks.
+sys.modules.setdefault('openvino_telemetry', None)
+
 # Networks this small lose by a second thread, tenfold on busy cores; the tools' processes too.
 os.environ['OMP_NUM_THREADS'] = '1'
 torch.set_num_threads(1)

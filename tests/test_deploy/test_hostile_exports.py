@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from helpers.export_formats import need
@@ -116,3 +120,23 @@ def test_openvino_takes_images_of_a_few_pixels(tmp_path, end_to_end):
     for size in ((1, 1), (1, 40), (5, 3), (16, 16), (17, 16), (41, 37)):
         image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
         assert (ours(image) == others(image)).mean() > 0.99, size
+
+
+LOADING = """
+import sys
+from pathlib import Path
+from ssnet_mm.deploy.runtimes import openvino
+from ssnet_mm.errors import UserError
+try:
+    openvino.load(Path('none.xml'), None, None, None, False)
+except UserError:
+    sys.exit(any(name.startswith('openvino_telemetry.') for name in sys.modules))
+"""
+
+
+def test_openvino_reports_nothing_and_leaves_nothing_at_home(tmp_path):
+    need('openvino')
+    done = subprocess.run(
+        [sys.executable, '-c', LOADING], cwd=tmp_path, env={**os.environ, 'HOME': str(tmp_path)}
+    )
+    assert done.returncode == 0 and not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import tempfile
 import threading
 import xml.parsers.expat
@@ -19,11 +20,21 @@ from .onnx import WEIGHTS, graph, in_float, save
 from .session import Session, check_precision, check_weights, digest
 
 
+def _openvino(purpose: str) -> Any:
+    """The package, without what has it report each import and export to its makers.
+
+    It forks this process to do so, from a thread: where a model is loaded, the new process can wait
+    for good for threads that it does not have. UserError where OpenVINO is not installed.
+    """
+    sys.modules.setdefault('openvino_telemetry', None)  # type: ignore[arg-type]  # not there
+    return require('openvino', 'openvino', purpose)
+
+
 def load(
     path: Path, device: str | None, threads: int | None, precision: str | None, trust: bool
 ) -> Session:
     """Load a file; see :func:`ssnet_mm.deploy.runtimes.load`."""
-    ov = require('openvino', 'openvino', 'this model')
+    ov = _openvino('this model')
     if not trust:
         _check(path)
     core = ov.Core()
@@ -110,7 +121,7 @@ def _pool_single_pixels(model: Any) -> None:
 
 def write(network: Any, path: Path, size: tuple[int, int], images: Sequence[Pixels]) -> None:
     """Write a file; see :mod:`ssnet_mm.deploy.runtimes`."""
-    ov = require('openvino', 'openvino', 'this export')
+    ov = _openvino('this export')
     processor = network.processor
     traced = graph(network, size)
     with tempfile.TemporaryDirectory() as folder:
