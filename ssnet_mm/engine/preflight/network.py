@@ -387,7 +387,7 @@ def check_frozen(model: nn.Module) -> list[str]:
     frozen = sum(p.dim() > 1 and not p.requires_grad for p in backbone.parameters())
     starts = (i for m in modules for i in listed_or_single(getattr(m, 'init_cfg', None)))
     # what has its own way to load weights says so by is_init
-    loads = any('checkpoint' in start for start in starts) or getattr(backbone, 'is_init', False)
+    loads = any(i.get('checkpoint') for i in starts) or getattr(backbone, 'is_init', False)
     if not frozen or loads:
         return []
     return [
