@@ -1,11 +1,11 @@
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from helpers.export_formats import need
 from helpers.hostile import exported, onnx_file
+from helpers.processes import run
 
 from ssnet_mm import build_model
 from ssnet_mm.deploy import Segmenter
@@ -137,7 +137,6 @@ sys.exit('what is not there was loaded')
 
 def test_openvino_reports_nothing_and_leaves_nothing_at_home(tmp_path):
     need('openvino')
-    done = subprocess.run(
-        [sys.executable, '-c', LOADING], cwd=tmp_path, env={**os.environ, 'HOME': str(tmp_path)}
-    )
-    assert done.returncode == 0 and not list(tmp_path.iterdir())
+    home = {**os.environ, 'HOME': str(tmp_path)}
+    run(sys.executable, '-c', LOADING, cwd=tmp_path, env=home)
+    assert not list(tmp_path.iterdir())
