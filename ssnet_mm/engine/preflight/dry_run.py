@@ -24,7 +24,6 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import (
     OptimWrapperDict,
-    ReduceOnPlateauParamScheduler,
     build_optim_wrapper,
 )
 from mmengine.runner import Runner
@@ -36,7 +35,7 @@ from ssnet_mm.engine.config import config_errors, describe
 from ssnet_mm.engine.config.nested import listed_or_single, values
 from ssnet_mm.engine.data import Located
 from ssnet_mm.engine.guards import check_predictions, check_scored_batch, check_training_batch
-from ssnet_mm.engine.preflight import network, schedules, settings
+from ssnet_mm.engine.preflight import network, resuming, schedules, settings
 from ssnet_mm.errors import UserError
 from ssnet_mm.limits import open_image, orientation_of
 
@@ -90,8 +89,8 @@ def dry_run(
             found += schedules.check_schedule(cfg, schedulers, epoch_length, rates)
             if resumed and not isinstance(optimizer, OptimWrapperDict):
                 with config_errors(f'{resumed[0]} can not be resumed from'):
-                    found += schedules.check_resumed(*resumed, optimizer, schedulers, cfg)
-                    _resume(resumed[1], optimizer, schedulers)
+                    found += resuming.check_optimizer(*resumed, optimizer, schedulers, cfg)
+                    resuming.load_state(resumed[1], optimizer, schedulers)
             source = f', resumed from {resumed[0]}' if resumed else ''
             where = f'train_dataloader of {cfg.filename}'
             with config_errors(f'a training step on {where}{source}'):
@@ -166,21 +165,6 @@ def _watched(optimizer: Any) -> Iterator[list[bool]]:
         yield found
     finally:
         handle.remove()
-
-
-def _resume(checkpoint: Mapping[str, Any], optimizer: Any, schedulers: Sequence[Any]) -> None:
-    """Load what resuming loads, for the trial step; whatever it raises, resuming would."""
-    optimizer.load_state_dict(copy.deepcopy(checkpoint['optimizer']))
-    states = checkpoint.get('param_schedulers') or []
-    if isinstance(states, (list, tuple)):
-        for scheduler, state in zip(schedulers, states, strict=True):
-            scheduler.load_state_dict(copy.deepcopy(state))
-            if not isinstance(scheduler, ReduceOnPlateauParamScheduler):
-                scheduler.step()
-    for group in optimizer.param_groups:
-        for key in ('lr', 'momentum', 'weight_decay'):
-            if not isinstance(group.get(key, 0.0), (int, float)):
-                raise TypeError(f'{key} is no number')
 
 
 def whole_dataset(dataset: Any, built: Sequence[tuple[Any, Any]]) -> Any:

@@ -17,11 +17,9 @@ from mmengine.runner import set_random_seed
 from torch import Tensor, nn
 
 from ssnet_mm.engine.checkpoint import (
-    Place,
     check_classes,
     find_checkpoint,
     load_state_dict,
-    newest_whole,
     pretrained_weights,
     read_checkpoint,
     read_to_load,
@@ -32,7 +30,7 @@ from ssnet_mm.engine.config.nested import dicts, listed_or_single, walk
 from ssnet_mm.engine.config.options import unread_variables
 from ssnet_mm.engine.data import Located, check_data, look_at_data
 from ssnet_mm.engine.metrics import check_outputs
-from ssnet_mm.engine.preflight import network, schedules, settings
+from ssnet_mm.engine.preflight import network, resuming, schedules, settings
 from ssnet_mm.engine.preflight.dry_run import (
     build_evaluator,
     dry_run,
@@ -119,7 +117,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
         if hasattr(model, 'load_teacher'):
             model.load_teacher()
     if cfg.get('resume') and (mode == 'train' or cfg.get('load_from') is None):
-        notes += _choose_resumed(cfg)
+        notes += resuming.choose_checkpoint(cfg)
     resume = cfg.get('resume', False)
     path = cfg.load_from = find_checkpoint(cfg.get('load_from'), False, cfg.work_dir)
     checkpoint = read_to_load(path, resume) if path else {}
@@ -131,7 +129,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
         notes += network.check_frozen(model)
     position = (0, 0)
     if path and resume:
-        position, changed = _go_on(cfg, checkpoint['meta'])
+        position, changed = resuming.keep_seed(cfg, checkpoint['meta'])
         notes += changed
     if mode == 'test':
         check_outputs(cfg.get('test_evaluator'), [built for *_, built in datasets])
@@ -151,48 +149,6 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     notes += dry_run(cfg, mode, model, whole, evaluator, resumed)
     reused = [(cfg[loader]['dataset'], dataset) for loader, dataset in whole.items()]
     return Prepared(model, random_state, reused, position, notes)
-
-
-def _choose_resumed(cfg: Config) -> list[str]:
-    """Have a config resume the run's own newest checkpoint, or ``load_from`` where it has none yet.
-
-    Weights alone are the start, and nothing to resume. So a queue may start a job the same way
-    every time.
-
-    Returns:
-        Notes on what was passed over.
-    """
-    given = cfg.get('load_from')
-    own, passed = newest_whole(cfg.work_dir, cfg)
-    notes = [f'passed over, {own} is resumed: {reason}' for reason in passed]
-    if own is not None:
-        cfg.load_from = own
-        if given is not None and os.path.abspath(given) != os.path.abspath(own):
-            notes.append(f'{own} is resumed; load_from={given} is not loaded again')
-    elif given is not None:
-        path = find_checkpoint(given, False, cfg.work_dir)
-        cfg.resume = path is None or 'optimizer' in read_checkpoint(path)
-        if not cfg.resume:
-            notes.append(f'nothing to resume yet: {path} holds weights alone, and is the start')
-    else:  # mmengine would take what `last_checkpoint` names, there or not
-        cfg.resume = Place.of(cfg.work_dir, cfg).remote
-    return notes
-
-
-def _go_on(cfg: Config, meta: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """Give a config the seed of the checkpoint that is resumed, which orders the images.
-
-    Returns:
-        Epochs and iterations that are done, and a note if the config has another seed.
-    """
-    seed = meta.get('seed')
-    position = meta.get('epoch'), meta.get('iter')
-    given = cfg.setdefault('randomness', {}).get('seed')
-    if seed is not None:
-        cfg.randomness.seed = seed
-    if given in (None, seed):
-        return position, []
-    return position, [f'resumed with the seed that the run had, {seed}; the config has {given}']
 
 
 def _look_at_data(cfg: Config, datasets: Sequence[Located]) -> list[str]:

@@ -11,11 +11,10 @@ from mmengine.optim import ReduceOnPlateauParamScheduler
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmseg.registry import LOOPS, OPTIMIZERS
 
-from ssnet_mm.engine.config.nested import listed_or_single, plain
+from ssnet_mm.engine.config.nested import listed_or_single
 from ssnet_mm.engine.config.options import arguments
 from ssnet_mm.errors import UserError, few
 
-_IMPLEMENTATION = ('foreach', 'fused')  # of the same steps
 _ENDLESS = int(1e9)  # mmengine's end of a schedule that has none
 
 
@@ -280,58 +279,3 @@ def _check_absolute(scheduler: Any, where: str, i: int, rates: Sequence[float]) 
             f'{where}: eta_max={highest:g} is the rate of all layers, and lr_mult has no effect; '
             f'give param_scheduler.{i}.eta_max one for each group, or use another schedule'
         )
-
-
-def check_resumed(
-    path: str, checkpoint: Mapping[str, Any], optimizer: Any, schedulers: Sequence[Any], cfg: Config
-) -> list[str]:
-    """Does the config ask for another rate or schedule than the one that resuming goes on with?
-
-    Args:
-        path: The checkpoint that is resumed from.
-        checkpoint: What it holds.
-        optimizer: The config's.
-        schedulers: The config's.
-        cfg: The config.
-    """
-    scaled = (cfg.get('auto_scale_lr') or {}).get('enable')
-    differences = []
-    saved = checkpoint['optimizer'].get('param_groups', [])
-    for theirs, ours in zip(saved, optimizer.param_groups, strict=False):
-        # numbers that another optimizer does not have; switches may be of a newer torch
-        missing = [
-            key
-            for key in ours.keys() - theirs.keys()
-            if not key.startswith('initial_') and not isinstance(ours[key], bool | None)
-        ]
-        if missing:
-            differences.append(f'an optimizer without {", ".join(sorted(missing))}')
-        for key in sorted(set(theirs) & set(ours) - {'params', *_IMPLEMENTATION}):
-            # what a schedule changes is compared at its start
-            skipped = f'initial_{key}' in theirs or (scaled and 'lr' in key)
-            if not skipped and plain(theirs[key]) != plain(ours[key]):
-                name = key.removeprefix('initial_')
-                differences.append(f'{name} {theirs[key]} (config: {ours[key]})')
-    states = checkpoint.get('param_schedulers') or []
-    if isinstance(states, (list, tuple)):
-        if len(states) != len(schedulers):
-            differences.append(f'{len(states)} schedules (config: {len(schedulers)})')
-        for i, (state, scheduler) in enumerate(zip(states, schedulers, strict=False)):
-            ours = scheduler.state_dict()
-            for key in ('begin', 'end', 'eta_min', 'power', 'milestones', 'T_max', 'step_size',
-                        'gamma', 'start_factor', 'end_factor', 'factor', 'by_epoch'):  # fmt: skip
-                if plain(state.get(key)) != plain(ours.get(key)):  # one may be of another kind
-                    differences.append(
-                        f'param_scheduler.{i}.{key} {state.get(key)} (config: {ours.get(key)})'
-                    )
-    if differences:
-        raise UserError(
-            f'--resume goes on with the optimizer and schedule of {path}: '
-            f'{few(dict.fromkeys(differences))}; to train its weights by the config, start anew '
-            f'with --cfg-options load_from={path} instead of --resume'
-        )
-    unit = 'epoch' if by_epoch(cfg) else 'iter'
-    done, total = checkpoint['meta'].get(unit), training_length(cfg)
-    if isinstance(done, int) and done >= total:
-        return [f'nothing is left to train: {path} has done {done} of {total} {unit}s']
-    return []
