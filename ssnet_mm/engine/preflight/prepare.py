@@ -130,7 +130,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     position = (0, 0)
     if path and resume:
         position, changed = resuming.keep_seed(cfg, checkpoint['meta'])
-        notes += changed
+        notes += changed + resuming.changed_settings(path, checkpoint['meta'], cfg)
     if mode == 'test':
         check_outputs(cfg.get('test_evaluator'), [built for *_, built in datasets])
     evaluator = build_evaluator(cfg, mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import os
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,14 @@ from mmengine.config import Config
 from mmengine.optim import ReduceOnPlateauParamScheduler
 
 from ssnet_mm.engine.checkpoint import Place, find_checkpoint, newest_whole, read_checkpoint
-from ssnet_mm.engine.config.nested import plain
+from ssnet_mm.engine.config.nested import plain, walk
 from ssnet_mm.engine.preflight import schedules
 from ssnet_mm.errors import UserError, few
 
 _IMPLEMENTATION = ('foreach', 'fused')  # of the same steps
+_TRAINED_BY = ('model', 'train_dataloader', 'optim_wrapper', 'custom_hooks')
+_LOADED_BY = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
+_LONGEST = 1 << 20  # characters of a config; mmengine writes 300 lines
 
 
 def choose_checkpoint(cfg: Config) -> list[str]:
@@ -58,6 +62,59 @@ def keep_seed(cfg: Config, meta: Mapping[str, Any]) -> tuple[Any, list[str]]:
     if given in (None, seed):
         return position, []
     return position, [f'resumed with the seed that the run had, {seed}; the config has {given}']
+
+
+def changed_settings(path: str, meta: Mapping[str, Any], cfg: Config) -> list[str]:
+    """A note where a training goes on by other settings than the checkpoint's, its schedule aside.
+
+    Such as options of ``--cfg-options``, or ``--amp``, that were given at the start alone.
+
+    Args:
+        path: The checkpoint that is resumed from.
+        meta: Of it. The config in it is read as text, and never run.
+        cfg: The config.
+    """
+    before, now = _leaves(_read_config(meta.get('cfg'))), _leaves(cfg)
+    names = [name for name in {**before, **now} if before and before.get(name) != now.get(name)]
+    if not names:
+        return []
+    changes = few(f'{n} {before.get(n, "unset")} (config: {now.get(n, "unset")})' for n in names)
+    return [f'resumed by other settings than {path} was trained with: {changes}']
+
+
+def _leaves(cfg: Mapping[str, Any] | Config) -> dict[str, str]:
+    """What decides how a config trains, each setting as text by its dotted name."""
+    chosen = {key: cfg[key] for key in _TRAINED_BY if key in cfg}
+    return {
+        name: f'{value.__module__}.{value.__name__}' if isinstance(value, type) else str(value)
+        for name, value in walk(chosen)
+        if name.split('.')[-1] not in _LOADED_BY and not isinstance(value, (dict, list, tuple))
+    }
+
+
+def _read_config(text: Any) -> dict[str, Any]:
+    """The settings of a config as mmengine writes it; none where it is not of that kind."""
+    try:
+        if not isinstance(text, str) or len(text) > _LONGEST:
+            return {}
+        statements = [line for line in ast.parse(text).body if isinstance(line, ast.Assign)]
+        return {ast.unparse(line.targets[0]): _value(line.value) for line in statements}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+
+
+def _value(node: ast.expr | None) -> Any:
+    """Literals and calls of dict as what they stand for, anything else as its text."""
+    match node:
+        case ast.Call(func=ast.Name(id='dict'), args=[], keywords=words):
+            return {word.arg: _value(word.value) for word in words}
+        case ast.Dict(keys=keys, values=values):
+            return {_value(key): _value(value) for key, value in zip(keys, values, strict=True)}
+        case ast.List(elts=parts) | ast.Tuple(elts=parts):
+            return [_value(part) for part in parts]
+        case ast.Constant(value=value):
+            return value
+    return ast.unparse(node) if node else None
 
 
 def check_optimizer(

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from torch import nn
 
 from ssnet_mm.engine import launch
-from ssnet_mm.engine.preflight import network, prepare
+from ssnet_mm.engine.preflight import network, prepare, resuming
 from ssnet_mm.engine.preflight.dry_run import build_evaluator, dry_run
 from ssnet_mm.errors import UserError
 from ssnet_mm.models.backbones.vgg16 import VGG16
@@ -569,6 +569,49 @@ def test_resuming_with_another_implementation_of_the_optimizer_keeps_that_of_the
     launch.run(load(config, work_dir=work, **longer), 'train')
     last = torch.load(tmp_path / 'w' / 'iter_4.pth', weights_only=True)
     assert not last['optimizer']['param_groups'][0]['fused']
+
+
+@pytest.mark.parametrize(
+    ('changes', 'note'),
+    [
+        ({'train_dataloader.num_workers': 1, 'train_cfg.val_interval': 4}, None),
+        ({'train_dataloader.batch_size': 1}, r'train_dataloader.batch_size 2 \(config: 1\)'),
+        (
+            {'model.decode_head.loss_decode.class_weight': [1.0, 2.0, 1.0]},
+            r'model.decode_head.loss_decode.class_weight.0 unset \(config: 1.0\), .*',
+        ),
+        ({'model.decode_head.dropout_ratio': 0.25}, r'\S+.dropout_ratio \S+ \(config: 0.25\)'),
+        (
+            {'optim_wrapper.type': 'BFloat16OptimWrapper'},
+            r'optim_wrapper.type OptimWrapper \(config: BFloat16OptimWrapper\)',
+        ),
+        (
+            {'custom_hooks': [dict(type='EMAHook')]},
+            r'custom_hooks.0.type PlainCheckpointHook \(config: EMAHook\)',
+        ),
+    ],
+)
+def test_resuming_by_other_settings_is_told(tiny_config, tmp_path, changes, note):
+    config, work = tiny_config(), str(tmp_path / 'w')
+    launch.run(load(config, work_dir=work), 'train')
+    longer = {'work_dir': work, 'resume': True, 'train_cfg.max_iters': 4}
+    cfg = load(config, **longer, **changes)
+    notes = prepare.preflight(cfg, 'train', skip_data_check=True).notes
+    told = [text for text in notes if text.startswith('resumed by')]
+    if note is None:
+        assert told == []
+    else:
+        assert len(told) == 1
+        assert re.fullmatch(
+            f'resumed by other settings than .*iter_2.pth was trained with: {note}', told[0]
+        )
+
+
+@pytest.mark.parametrize(
+    'text', [None, 3, '(' * 300, 'a = ' + '-' * 100_000 + '1', 'import os', 'model = f(1)', '\0']
+)
+def test_a_config_in_a_checkpoint_that_is_none_is_passed_over(tiny_config, text):
+    assert len(resuming.changed_settings('a.pth', {'cfg': text}, load(tiny_config()))) <= 1
 
 
 @pytest.mark.parametrize('turned', [False, True])
