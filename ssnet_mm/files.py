@@ -3,24 +3,77 @@
 import hashlib
 import os
 import re
+import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from ssnet_mm.errors import UserError
 
 MAX_NAME = 255  # bytes that file systems allow a name
+_TEMPORARY = re.compile(r'(?P<start>\..+\.)(?P<process>\d{1,9})(?P<end>\.tmp(\..*)?)')
 
 
 def temporary_name(path: Path) -> Path:
     """A name beside a file, to write under before the file takes its own.
 
+    What killed processes left under such names of this file is removed.
     Not from `tempfile`: its files are readable by their owner only, checkpoints are often shared.
     """
     stem = path.stem
     if len(os.fsencode(path.name)) > MAX_NAME - 32:
         stem = hashlib.sha256(os.fsencode(path.name)).hexdigest()
-    return path.with_name(f'.{stem}.{os.getpid()}.tmp{path.suffix[:16]}')
+    start, end = f'.{stem}.', f'.tmp{path.suffix[:16]}'
+    for left in _left_in(os.path.abspath(path.parent)).pop((start, end), ()):
+        with suppress(OSError):  # of another user
+            os.unlink(left) if os.path.islink(left) or os.path.isfile(left) else shutil.rmtree(left)
+    return path.with_name(f'{start}{os.getpid()}{end}')
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder beside what is to be written there first; it is removed in the end.
+
+    Args:
+        path: What will be written. UserError where it can't be.
+    """
+    folder = temporary_name(path.with_suffix(''))
+    with writing(path):
+        shutil.rmtree(folder, ignore_errors=True)  # of a killed process of this number
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@lru_cache(maxsize=64)  # a folder of many results is listed once
+def _left_in(folder: str) -> dict[tuple[str, str], list[str]]:
+    """The temporary files and folders of processes that are gone, by what their names begin and
+    end with.
+    """
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match and not _runs(int(match['process'])):
+                found[match['start'], match['end']].append(entry.path)
+    return found
+
+
+def _runs(process: int) -> bool:
+    """Whether there may be such a process."""
+    if os.name != 'posix':  # there a signal of 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        pass
+    return True
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
@@ -129,5 +182,5 @@ def list_folder(folder: Path, recursive: bool, closed: Set[str] = frozenset()) -
 def sweep_temporary(folder: str | os.PathLike[str]) -> None:
     """Remove what killed writers left in a folder in which nobody else is writing."""
     for path in Path(folder).glob('.*.tmp*'):
-        if re.fullmatch(r'\..+\.\d+\.tmp(\.\w+)?', path.name) and path.is_file():
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from ssnet_mm.deploy.processor import Processor
 from ssnet_mm.deploy.runtimes import FORMATS, PRECISIONS, load, module_of
 from ssnet_mm.engine.config import describe
 from ssnet_mm.errors import UserError
-from ssnet_mm.files import make_folder, temporary_name, writing
+from ssnet_mm.files import make_folder, temporary_folder, writing
 
 _CHECKED = 4  # of the images for INT8, at most: not calibrated on, but compared
 _FEW = 8  # images for INT8 below which all are calibrated on, and compared mirrored
@@ -190,10 +189,7 @@ def _write(
     network = Network(fuse(model, channels_last=False).cpu(), processor, full_size_in_float)
     precision, free = processor.precision, processor.fixed_size is None
     # a folder, since what is written may be several files that know their names
-    folder = temporary_name(path).with_suffix('')
-    shutil.rmtree(folder, ignore_errors=True)
-    make_folder(folder)
-    try:
+    with temporary_folder(path) as folder:
         file, beside = folder / path.name, folder / f'{path.name}.processor.json'
         with writing(path):  # what a name can't be is known before the work
             beside.touch()
@@ -218,8 +214,6 @@ def _write(
             # the file itself gets its name last
             for item in sorted(folder.iterdir(), key=lambda item: item.name == path.name):
                 os.replace(item, path.with_name(item.name))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return report
 
 

@@ -4,12 +4,12 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
 
 from ssnet_mm.errors import UserError
+from ssnet_mm.files import temporary_folder, writing
 from ssnet_mm.palette import voc_palette
 
 from .drawing import SPLITS, VERSION, draw_sample
@@ -137,24 +137,16 @@ def make_miniature(
     """
     wanted = _parameters(num_train, num_val, size, seed)
     samples = _samples(wanted)
-    try:
+    with writing(root):
         root = Path(root).resolve()
         if _is_drawn(root, wanted, overwrite):
             return False
-        root.parent.mkdir(parents=True, exist_ok=True)
         # beside the folder, so that renaming stays within one file system
-        with TemporaryDirectory(
-            prefix=f'.{root.name}.', dir=root.parent, ignore_cleanup_errors=True
-        ) as scratch:
-            new = Path(scratch, 'new')
+        with temporary_folder(root) as scratch:
+            new = scratch / 'new'
             _write(new, wanted, progress(samples) if progress else samples)
             _is_drawn(root, wanted, overwrite)  # someone may have written there meanwhile
             if (root / METADATA).exists():
-                root.rename(Path(scratch, 'old'))
+                root.rename(scratch / 'old')
             new.rename(root)
-    except OSError as error:
-        raise UserError(
-            f'cannot write the miniature to {root}: {error.strerror or error}; '
-            'choose a folder that can be written'
-        ) from error
     return True

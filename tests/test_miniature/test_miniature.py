@@ -322,7 +322,7 @@ def test_tool_draws_shows_progress_and_can_be_run_again(tmp_path, tool, capsys):
         (('mini', '--size', 8, 8), '32 to 2048 pixels, got 8x8'),
         (('mini', '--train', 0), 'got 0'),
         (('file', *SMALL), 'file is a file: choose another folder'),
-        (('file/mini', *SMALL), 'cannot write'),
+        (('file/mini', *SMALL), "can't write"),
         (('photos', *SMALL, '--overwrite'), 'photos holds something else than a miniature'),
     ],
 )
