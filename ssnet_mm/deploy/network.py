@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssnet_mm.deploy.processor import Processor
 from ssnet_mm.deploy.runtimes.session import NOT_FINITE
-from ssnet_mm.engine.config import swaps_channels
+from ssnet_mm.engine.input import swaps_channels
 from ssnet_mm.errors import UserError
 from ssnet_mm.models import CaffeFCN8Head
 

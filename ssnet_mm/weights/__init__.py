@@ -4,7 +4,9 @@ Pure functions from state dicts to state dicts, each with an account of every te
 what was left, and why. A tensor that is missing or misshapen is an error that names it.
 """
 
-from .conversion import INPUTS, Conversion, Input, with_bn_eps
+from ssnet_mm.engine.input import Input
+
+from .conversion import INPUTS, Conversion, with_bn_eps
 from .dialects import (
     SOURCES,
     detect,

@@ -4,41 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ssnet_mm.constants import CAFFE_MEAN_BGR, IMAGENET_MEAN, IMAGENET_STD
+from ssnet_mm.engine.input import Input
 from ssnet_mm.errors import few
 from ssnet_mm.layers.bilinear import bilinear_kernel
 
 BACKBONE, HEAD = 'backbone.', 'decode_head.'  # what a segmentor's names begin with
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Input:
-    """The image that weights were trained on: (grey value - mean) / std, channels in this order."""
-
-    channels: str  # 'RGB' or 'BGR'
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __str__(self) -> str:
-        return f'{self.channels}, mean {list(self.mean)}, std {list(self.std)}'
-
-    @property
-    def config(self) -> str:
-        """The settings of mmseg's ``SegDataPreProcessor`` that give this, from BGR images."""
-        swap = self.channels == 'RGB'
-        return f'mean={list(self.mean)}, std={list(self.std)}, bgr_to_rgb={swap}'
-
-    def is_close(self, other: Input) -> bool:
-        """Whether the images are the same within a hundredth of a grey value."""
-        ours, theirs = (*self.mean, *self.std), (*other.mean, *other.std)
-        same = len(ours) == len(theirs) and np.allclose(ours, theirs, rtol=0, atol=0.01)
-        return self.channels == other.channels and same
 
 
 IMAGENET_RGB = Input('RGB', IMAGENET_MEAN, IMAGENET_STD)

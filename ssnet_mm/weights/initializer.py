@@ -14,10 +14,10 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssnet_mm.engine.config import swaps_channels
+from ssnet_mm.engine.input import other_input
 from ssnet_mm.errors import UserError
 
-from .conversion import INPUTS, Conversion, Input, with_bn_eps
+from .conversion import INPUTS, Conversion, with_bn_eps
 from .dialects import SOURCES, detect, without_common_prefix
 from .formats import read_weights
 from .match import match
@@ -191,22 +191,6 @@ def _match(
                     f'{matched.source} scales the levels by {theirs}, the net by {scales}; set '
                     f'model.decode_head.level_scales="{theirs}"'
                 )
-    expected, actual = matched.input, input_of(model)
-    if expected and actual and not expected.is_close(actual):
-        MMLogger.get_current_instance().warning(
-            f'{path}: the weights expect {expected}, the data_preprocessor gives {actual}; set '
-            f'model.data_preprocessor to dict({expected.config})'
-        )
+    for warning in other_input(path, matched.input, model):
+        MMLogger.get_current_instance().warning(warning)
     return matched
-
-
-def input_of(model: nn.Module) -> Input | None:
-    """The image that a segmentor's data preprocessor gives; None where there is none."""
-    preprocessor: Any = getattr(model, 'data_preprocessor', None)
-    if not hasattr(preprocessor, '_enable_normalize'):
-        return None
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # as they are
-    if preprocessor._enable_normalize:
-        mean, std = (tuple(getattr(preprocessor, k).flatten().tolist()) for k in ('mean', 'std'))
-    # images are loaded as BGR
-    return Input('RGB' if swaps_channels(preprocessor) else 'BGR', mean, std)

@@ -18,11 +18,11 @@ from mmengine.device import get_device
 from torch import Tensor
 
 from ssnet_mm.constants import BN_EPS
+from ssnet_mm.engine.input import Input, input_of
 from ssnet_mm.errors import UserError
 from ssnet_mm.layers import SeparableConv2d
 
-from .conversion import BACKBONE, HEAD, Conversion, Input
-from .initializer import input_of
+from .conversion import BACKBONE, HEAD, Conversion
 from .match import match
 from .split_kernels import split_kernel, with_split_kernels
 

@@ -9,10 +9,9 @@ from ssnet_mm.engine.config.load import (
     load_config,
     name_of_ours,
     single_datasets,
-    swaps_channels,
 )
 
 __all__ = [
     'build_segmentor', 'check_dataset_meta', 'config_errors', 'config_meta',
-    'describe', 'load_config', 'name_of_ours', 'single_datasets', 'swaps_channels',
+    'describe', 'load_config', 'name_of_ours', 'single_datasets',
 ]  # fmt: skip

@@ -253,9 +253,3 @@ def name_of_ours(cfg: Config) -> str | None:
     ours = load_config(name)
     alike = all(plain(ours.get(k)) == plain(cfg.get(k)) for k in ('model', 'test_pipeline'))
     return name if alike else None
-
-
-def swaps_channels(preprocessor: Any) -> bool:
-    """Whether a data preprocessor turns BGR, in which images are loaded, into RGB."""
-    names = ('_channel_conversion', 'channel_conversion')  # OneDL's mmseg, OpenMMLab's
-    return any(getattr(preprocessor, name, False) for name in names)

@@ -8,22 +8,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.model import BaseDataPreprocessor
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
 from ssnet_mm.engine.checkpoint import load_checkpoint
-from ssnet_mm.engine.config import build_segmentor, load_config, swaps_channels
+from ssnet_mm.engine.config import build_segmentor, load_config
+from ssnet_mm.engine.input import input_of
 from ssnet_mm.errors import UserError
-
-
-def _normalisation(preprocessor: BaseDataPreprocessor) -> tuple[Any, ...]:
-    """What becomes of an image's values: the mean, the deviation, and whether BGR turns to RGB."""
-    values = (getattr(preprocessor, name, None) for name in ('mean', 'std'))
-    mean, std = (None if value is None else value.flatten().tolist() for value in values)
-    return mean, std, swaps_channels(preprocessor)
 
 
 @MODELS.register_module()
@@ -111,11 +104,11 @@ class DistilledEncoderDecoder(EncoderDecoder):
                 f'the teacher gives {teacher.out_channels} logits a pixel, the student '
                 f'{self.out_channels}; both must be made for the same classes'
             )
-        theirs, ours = (_normalisation(model.data_preprocessor) for model in (teacher, self))
+        theirs, ours = input_of(teacher), input_of(self)
         if theirs != ours:
             raise UserError(
-                "the teacher's data_preprocessor differs from the student's (mean, std, BGR to RGB)"
-                f': {theirs} instead of {ours}; it would see other images than it was trained on'
+                "the teacher's data_preprocessor differs from the student's: it gives "
+                f'{theirs} instead of {ours}; it would see other images than it was trained on'
             )
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
