@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ssnet_mm.deploy.device import check_device
-from ssnet_mm.engine.checkpoint import load_checkpoint, read_checkpoint
+from ssnet_mm.engine.checkpoint import load_checkpoint, read_checkpoint, trained_input
 from ssnet_mm.engine.config import (
     build_segmentor,
     config_errors,
@@ -18,6 +18,7 @@ from ssnet_mm.engine.config import (
     single_datasets,
 )
 from ssnet_mm.engine.config.nested import plain
+from ssnet_mm.engine.input import other_input
 from ssnet_mm.errors import UserError
 from ssnet_mm.own_configs import config_names
 
@@ -50,6 +51,8 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
     """
     model = build_segmentor(cfg)
     meta = load_checkpoint(model, checkpoint).get('meta')
+    for note in other_input(checkpoint, trained_input(meta), model):
+        print(f'Note: {note}', file=sys.stderr)
     dataset_meta = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
     return ready(model, cfg, dataset_meta).to(device).eval()
 

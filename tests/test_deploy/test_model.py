@@ -1,9 +1,10 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from ssnet_mm.deploy.model import ready
-from ssnet_mm.engine.config import load_config
+from ssnet_mm.deploy.model import load_model, ready
+from ssnet_mm.engine.config import build_segmentor, load_config
 from ssnet_mm.errors import UserError
 
 RESIZED = """
@@ -16,6 +17,19 @@ test_dataloader['dataset']['pipeline'] = [
 def test_a_test_that_reads_images_otherwise_is_told(tiny_config, capsys, changes, told):
     ready(SimpleNamespace(), load_config(tiny_config(changes)))
     assert ('by which the test reads them, differs' in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(
+    ('changes', 'told'),
+    [('', False), ("model['data_preprocessor']['bgr_to_rgb'] = False\n", True)],
+)
+def test_weights_that_expect_other_images_are_told(tiny_config, tmp_path, capsys, changes, told):
+    trained, given = load_config(tiny_config()), load_config(tiny_config(changes))
+    model = build_segmentor(trained)
+    meta = {'cfg': trained.pretty_text}
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, tmp_path / 'a.pth')
+    load_model(given, str(tmp_path / 'a.pth'), 'cpu')
+    assert ('a.pth: the weights expect RGB' in capsys.readouterr().err) == told
 
 
 META = "test_dataloader['dataset'].update(type='PascalVOCDataset', metainfo=dict({}))\n"

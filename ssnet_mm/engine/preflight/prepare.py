@@ -23,12 +23,14 @@ from ssnet_mm.engine.checkpoint import (
     pretrained_weights,
     read_checkpoint,
     read_to_load,
+    trained_input,
     weights_of,
 )
 from ssnet_mm.engine.config import build_segmentor, config_errors
 from ssnet_mm.engine.config.nested import dicts, listed_or_single, walk
 from ssnet_mm.engine.config.options import unread_variables
 from ssnet_mm.engine.data import Located, check_data, look_at_data
+from ssnet_mm.engine.input import other_input
 from ssnet_mm.engine.metrics import check_outputs
 from ssnet_mm.engine.preflight import network, resuming, schedules, settings
 from ssnet_mm.engine.preflight.dry_run import (
@@ -125,6 +127,8 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
         load_state_dict(model, weights_of(checkpoint, path), path)
         if mode == 'test' or resume:  # other weights may be a start for other classes
             check_classes(checkpoint, path, datasets[0][2].metainfo.get('classes') or ())
+        if not resume:
+            notes += other_input(path, trained_input(checkpoint.get('meta')), model)
     elif mode == 'train':
         notes += network.check_frozen(model)
     position = (0, 0)

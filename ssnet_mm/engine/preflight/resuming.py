@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,13 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.optim import ReduceOnPlateauParamScheduler
 
-from ssnet_mm.engine.checkpoint import Place, find_checkpoint, newest_whole, read_checkpoint
+from ssnet_mm.engine.checkpoint import (
+    Place,
+    find_checkpoint,
+    newest_whole,
+    read_checkpoint,
+    training_config,
+)
 from ssnet_mm.engine.config.nested import plain, walk
 from ssnet_mm.engine.preflight import schedules
 from ssnet_mm.errors import UserError, few
@@ -19,7 +24,6 @@ from ssnet_mm.errors import UserError, few
 _IMPLEMENTATION = ('foreach', 'fused')  # of the same steps
 _TRAINED_BY = ('model', 'train_dataloader', 'optim_wrapper', 'custom_hooks')
 _LOADED_BY = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
-_LONGEST = 1 << 20  # characters of a config; mmengine writes 300 lines
 
 
 def choose_checkpoint(cfg: Config) -> list[str]:
@@ -71,10 +75,10 @@ def changed_settings(path: str, meta: Mapping[str, Any], cfg: Config) -> list[st
 
     Args:
         path: The checkpoint that is resumed from.
-        meta: Of it. The config in it is read as text, and never run.
+        meta: Of it.
         cfg: The config.
     """
-    before, now = _leaves(_read_config(meta.get('cfg'))), _leaves(cfg)
+    before, now = _leaves(training_config(meta)), _leaves(cfg)
     names = [name for name in {**before, **now} if before and before.get(name) != now.get(name)]
     if not names:
         return []
@@ -90,31 +94,6 @@ def _leaves(cfg: Mapping[str, Any] | Config) -> dict[str, str]:
         for name, value in walk(chosen)
         if name.split('.')[-1] not in _LOADED_BY and not isinstance(value, (dict, list, tuple))
     }
-
-
-def _read_config(text: Any) -> dict[str, Any]:
-    """The settings of a config as mmengine writes it; none where it is not of that kind."""
-    try:
-        if not isinstance(text, str) or len(text) > _LONGEST:
-            return {}
-        statements = [line for line in ast.parse(text).body if isinstance(line, ast.Assign)]
-        return {ast.unparse(line.targets[0]): _value(line.value) for line in statements}
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}
-
-
-def _value(node: ast.expr | None) -> Any:
-    """Literals and calls of dict as what they stand for, anything else as its text."""
-    match node:
-        case ast.Call(func=ast.Name(id='dict'), args=[], keywords=words):
-            return {word.arg: _value(word.value) for word in words}
-        case ast.Dict(keys=keys, values=values):
-            return {_value(key): _value(value) for key, value in zip(keys, values, strict=True)}
-        case ast.List(elts=parts) | ast.Tuple(elts=parts):
-            return [_value(part) for part in parts]
-        case ast.Constant(value=value):
-            return value
-    return ast.unparse(node) if node else None
 
 
 def check_optimizer(

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from torch import nn
 
 from ssnet_mm.engine import launch
-from ssnet_mm.engine.preflight import network, prepare, resuming
+from ssnet_mm.engine.preflight import network, prepare
 from ssnet_mm.engine.preflight.dry_run import build_evaluator, dry_run
 from ssnet_mm.errors import UserError
 from ssnet_mm.models.backbones.vgg16 import VGG16
@@ -607,11 +607,18 @@ def test_resuming_by_other_settings_is_told(tiny_config, tmp_path, changes, note
         )
 
 
-@pytest.mark.parametrize(
-    'text', [None, 3, '(' * 300, 'a = ' + '-' * 100_000 + '1', 'import os', 'model = f(1)', '\0']
-)
-def test_a_config_in_a_checkpoint_that_is_none_is_passed_over(tiny_config, text):
-    assert len(resuming.changed_settings('a.pth', {'cfg': text}, load(tiny_config()))) <= 1
+@pytest.mark.parametrize('mode', ['train', 'test'])
+def test_weights_that_were_trained_on_other_images_are_told(tiny_config, tmp_path, mode):
+    work = str(tmp_path / 'w')
+    launch.run(load(tiny_config(), work_dir=work), 'train')
+    start = {'load_from': f'{work}/iter_2.pth', 'work_dir': str(tmp_path / 'other')}
+    other = {'model.data_preprocessor.mean': [0.0, 0.0, 0.0]}
+    for changes, message in (({}, None), (other, r'expect RGB, mean \[127\.5, .* mean \[0\.0, ')):
+        cfg = load(tiny_config(), **start, **changes)
+        notes = prepare.preflight(cfg, mode, skip_data_check=True).notes
+        told = [note for note in notes if 'iter_2.pth: the weights expect' in note]
+        assert len(told) == bool(message)
+        assert not told or re.search(message, told[0])
 
 
 @pytest.mark.parametrize('turned', [False, True])
