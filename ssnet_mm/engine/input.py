@@ -19,7 +19,8 @@ class Input:
     std: tuple[float, ...]
 
     def __str__(self) -> str:
-        return f'{self.channels}, mean {list(self.mean)}, std {list(self.std)}'
+        mean, std = ([round(v, 5) for v in values] for values in (self.mean, self.std))
+        return f'{self.channels}, mean {mean}, std {std}'
 
     @property
     def config(self) -> str:
