@@ -10,7 +10,12 @@ from typing import Any
 from mmengine.config import Config
 
 from ssnet_mm.deploy.device import check_device
-from ssnet_mm.engine.checkpoint import load_checkpoint, read_checkpoint, trained_input
+from ssnet_mm.engine.checkpoint import (
+    load_checkpoint,
+    other_network,
+    read_checkpoint,
+    trained_input,
+)
 from ssnet_mm.engine.config import (
     build_segmentor,
     config_errors,
@@ -51,7 +56,8 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
     """
     model = build_segmentor(cfg)
     meta = load_checkpoint(model, checkpoint).get('meta')
-    for note in other_input(checkpoint, trained_input(meta), model):
+    notes = other_input(checkpoint, trained_input(meta), model)
+    for note in notes + other_network(checkpoint, meta, cfg):
         print(f'Note: {note}', file=sys.stderr)
     dataset_meta = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
     return ready(model, cfg, dataset_meta).to(device).eval()

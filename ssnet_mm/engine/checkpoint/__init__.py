@@ -20,7 +20,12 @@ from ssnet_mm.engine.checkpoint.reading import (
     was_read,
     weights_only,
 )
-from ssnet_mm.engine.checkpoint.training_config import trained_input, training_config
+from ssnet_mm.engine.checkpoint.training_config import (
+    changed,
+    other_network,
+    trained_input,
+    training_config,
+)
 from ssnet_mm.engine.checkpoint.work_dir import (
     Place,
     check_unmixed,
@@ -32,8 +37,9 @@ from ssnet_mm.engine.checkpoint.work_dir import (
 )
 
 __all__ = [
-    'Place', 'allow_history', 'check_classes', 'check_finite', 'check_unmixed', 'find_checkpoint',
-    'load_checkpoint', 'load_fitting', 'load_state_dict', 'newest_whole',
-    'numbered_checkpoints', 'pretrained_weights', 'read_checkpoint', 'read_to_load',
-    'trained_input', 'training_config', 'was_read', 'weights_of', 'weights_only',
+    'Place', 'allow_history', 'changed', 'check_classes', 'check_finite', 'check_unmixed',
+    'find_checkpoint', 'load_checkpoint', 'load_fitting', 'load_state_dict', 'newest_whole',
+    'numbered_checkpoints', 'other_network', 'pretrained_weights', 'read_checkpoint',
+    'read_to_load', 'trained_input', 'training_config', 'was_read', 'weights_of',
+    'weights_only',
 ]  # fmt: skip

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from mmengine.config import Config
+
+from ssnet_mm.engine.config.nested import walk
 from ssnet_mm.engine.input import Input
+from ssnet_mm.errors import few
 
 _LONGEST = 1 << 20  # characters; the largest of ours has 10,000
+_NETWORK = ('backbone', 'neck', 'decode_head')
+_SAME = {'SyncBN': 'BN', 'mmSyncBN': 'BN'}  # but for the batch in training
+_TRAINING_ALONE = {  # of their settings
+    'attn_drop_rate', 'drop_path_rate', 'drop_rate', 'dropout_ratio', 'frozen_stages',
+    'ignore_index', 'init_cfg', 'loss_decode', 'momentum', 'norm_eval', 'pretrained',
+    'requires_grad', 'sampler', 'train_cfg', 'with_cp',
+}  # fmt: skip
 
 
 def training_config(meta: Any) -> dict[str, Any]:
@@ -51,3 +62,66 @@ def trained_input(meta: Any) -> Input | None:
         return None
     swaps = given.get('bgr_to_rgb') or given.get('rgb_to_bgr')
     return Input('RGB' if swaps else 'BGR', mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0))
+
+
+def changed(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any] | Config,
+    parts: Collection[str],
+    aside: Collection[str],
+) -> str:
+    """Some of the settings in which two configs differ, in words; empty where they do not.
+
+    Args:
+        before, now: The configs, or parts of them.
+        parts: What of them counts.
+        aside: Names, at any depth, of what doesn't.
+    """
+    theirs, ours = (_leaves(cfg, parts, aside) for cfg in (before, now))
+    return few(
+        f'{name} {theirs.get(name, "unset")} (config: {ours.get(name, "unset")})'
+        for name in {**theirs, **ours}
+        if theirs.get(name) != ours.get(name)
+    )
+
+
+def _leaves(
+    cfg: Mapping[str, Any] | Config, parts: Collection[str], aside: Collection[str]
+) -> dict[str, str]:
+    """Settings as text by their dotted names."""
+    return {
+        name: _text(value)
+        for name, value in walk({key: cfg[key] for key in parts if key in cfg})
+        if not isinstance(value, (dict, list, tuple)) and not {*name.split('.')} & {*aside}
+    }
+
+
+def _text(value: Any) -> str:
+    text = f'{value.__module__}.{value.__name__}' if isinstance(value, type) else str(value)
+    return _SAME.get(text, text)
+
+
+def other_network(path: str, meta: Any, cfg: Config) -> list[str]:
+    """A note where weights were trained in a network of other settings that they fit, too.
+
+    Such as dilated layers instead of strided ones.
+
+    Args:
+        path: Of the checkpoint.
+        meta: Of it.
+        cfg: The config that the weights are used with.
+    """
+    trained = training_config(meta).get('model')
+    if not isinstance(trained, dict):
+        return []
+    model = cfg.model.get('module', cfg.model)  # of what averages flips and scales
+    theirs, ours = (
+        {f'model.{key}': part[key] for key in _NETWORK if key in part} for part in (trained, model)
+    )
+    differences = changed(theirs, ours, {**theirs, **ours}, _TRAINING_ALONE)
+    if not differences:
+        return []
+    return [
+        f'{path} was trained by other settings, which its weights do not show: {differences}; give '
+        'the config that it was trained with'
+    ]

@@ -20,6 +20,7 @@ from ssnet_mm.engine.checkpoint import (
     check_classes,
     find_checkpoint,
     load_state_dict,
+    other_network,
     pretrained_weights,
     read_checkpoint,
     read_to_load,
@@ -129,6 +130,8 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
             check_classes(checkpoint, path, datasets[0][2].metainfo.get('classes') or ())
         if not resume:
             notes += other_input(path, trained_input(checkpoint.get('meta')), model)
+        if mode == 'test':
+            notes += other_network(path, checkpoint.get('meta'), cfg)
     elif mode == 'train':
         notes += network.check_frozen(model)
     position = (0, 0)

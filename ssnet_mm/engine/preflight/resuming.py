@@ -12,12 +12,13 @@ from mmengine.optim import ReduceOnPlateauParamScheduler
 
 from ssnet_mm.engine.checkpoint import (
     Place,
+    changed,
     find_checkpoint,
     newest_whole,
     read_checkpoint,
     training_config,
 )
-from ssnet_mm.engine.config.nested import plain, walk
+from ssnet_mm.engine.config.nested import plain
 from ssnet_mm.engine.preflight import schedules
 from ssnet_mm.errors import UserError, few
 
@@ -78,22 +79,9 @@ def changed_settings(path: str, meta: Mapping[str, Any], cfg: Config) -> list[st
         meta: Of it.
         cfg: The config.
     """
-    before, now = _leaves(training_config(meta)), _leaves(cfg)
-    names = [name for name in {**before, **now} if before and before.get(name) != now.get(name)]
-    if not names:
-        return []
-    changes = few(f'{n} {before.get(n, "unset")} (config: {now.get(n, "unset")})' for n in names)
-    return [f'resumed by other settings than {path} was trained with: {changes}']
-
-
-def _leaves(cfg: Mapping[str, Any] | Config) -> dict[str, str]:
-    """What decides how a config trains, each setting as text by its dotted name."""
-    chosen = {key: cfg[key] for key in _TRAINED_BY if key in cfg}
-    return {
-        name: f'{value.__module__}.{value.__name__}' if isinstance(value, type) else str(value)
-        for name, value in walk(chosen)
-        if name.split('.')[-1] not in _LOADED_BY and not isinstance(value, (dict, list, tuple))
-    }
+    before = training_config(meta)
+    changes = before and changed(before, cfg, _TRAINED_BY, _LOADED_BY)
+    return [f'resumed by other settings than {path} was trained with: {changes}'] * bool(changes)
 
 
 def check_optimizer(

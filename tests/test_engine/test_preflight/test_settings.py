@@ -621,6 +621,35 @@ def test_weights_that_were_trained_on_other_images_are_told(tiny_config, tmp_pat
         assert not told or re.search(message, told[0])
 
 
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({}, None),
+        (
+            {  # of training alone
+                'model.backbone.dropout_ratio': 0.25,
+                'model.backbone.norm_cfg.type': 'SyncBN',
+                'model.decode_head.loss_decode.loss_weight': 2.0,
+                'model.test_cfg': dict(mode='slide', crop_size=(32, 32), stride=(16, 16)),
+            },
+            None,
+        ),
+        (
+            {'model.backbone.dilations': (1, 1, 1, 1, 2)},
+            r'model.backbone.dilations.0 unset \(config: 1\), ',
+        ),
+        ({'model.decode_head.align_corners': True}, r'align_corners \S+ \(config: True\)'),
+    ],
+)
+def test_weights_of_a_network_of_other_settings_are_told(tiny_config, tmp_path, changes, message):
+    launch.run(load(tiny_config(), work_dir=str(tmp_path / 'w')), 'train')
+    cfg = load(tiny_config(), load_from=str(tmp_path / 'w' / 'iter_2.pth'), **changes)
+    notes = prepare.preflight(cfg, 'test', skip_data_check=True).notes
+    told = [note for note in notes if 'iter_2.pth was trained by other settings' in note]
+    assert len(told) == bool(message)
+    assert not told or re.search(message, told[0])
+
+
 @pytest.mark.parametrize('turned', [False, True])
 def test_a_batch_to_validate_of_several_sizes_is_refused(check, tiny_data, turned):
     if turned:  # stored at the size of the others
