@@ -51,9 +51,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 @lru_cache(maxsize=64)  # a folder of many results is listed once
 def _left_in(folder: str) -> dict[tuple[str, str], list[str]]:
-    """The temporary files and folders of processes that are gone, by what their names begin and
-    end with.
-    """
+    """What processes that are gone left unfinished, by what the names begin and end with."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

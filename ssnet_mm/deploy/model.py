@@ -12,9 +12,8 @@ from mmengine.config import Config
 from ssnet_mm.deploy.device import check_device
 from ssnet_mm.engine.checkpoint import (
     load_checkpoint,
-    other_network,
     read_checkpoint,
-    trained_input,
+    trained_otherwise,
 )
 from ssnet_mm.engine.config import (
     build_segmentor,
@@ -23,7 +22,6 @@ from ssnet_mm.engine.config import (
     single_datasets,
 )
 from ssnet_mm.engine.config.nested import plain
-from ssnet_mm.engine.input import other_input
 from ssnet_mm.errors import UserError
 from ssnet_mm.own_configs import config_names
 
@@ -56,8 +54,7 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
     """
     model = build_segmentor(cfg)
     meta = load_checkpoint(model, checkpoint).get('meta')
-    notes = other_input(checkpoint, trained_input(meta), model)
-    for note in notes + other_network(checkpoint, meta, cfg):
+    for note in trained_otherwise(checkpoint, meta, model, cfg):
         print(f'Note: {note}', file=sys.stderr)
     dataset_meta = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
     return ready(model, cfg, dataset_meta).to(device).eval()

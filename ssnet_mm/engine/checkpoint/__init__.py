@@ -22,8 +22,7 @@ from ssnet_mm.engine.checkpoint.reading import (
 )
 from ssnet_mm.engine.checkpoint.training_config import (
     changed,
-    other_network,
-    trained_input,
+    trained_otherwise,
     training_config,
 )
 from ssnet_mm.engine.checkpoint.work_dir import (
@@ -39,7 +38,7 @@ from ssnet_mm.engine.checkpoint.work_dir import (
 __all__ = [
     'Place', 'allow_history', 'changed', 'check_classes', 'check_finite', 'check_unmixed',
     'find_checkpoint', 'load_checkpoint', 'load_fitting', 'load_state_dict', 'newest_whole',
-    'numbered_checkpoints', 'other_network', 'pretrained_weights', 'read_checkpoint',
-    'read_to_load', 'trained_input', 'training_config', 'was_read', 'weights_of',
+    'numbered_checkpoints', 'pretrained_weights', 'read_checkpoint',
+    'read_to_load', 'trained_otherwise', 'training_config', 'was_read', 'weights_of',
     'weights_only',
 ]  # fmt: skip

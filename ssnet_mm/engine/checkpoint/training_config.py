@@ -9,13 +9,13 @@ from typing import Any
 from mmengine.config import Config
 
 from ssnet_mm.engine.config.nested import walk
-from ssnet_mm.engine.input import Input
+from ssnet_mm.engine.input import Input, other_input
 from ssnet_mm.errors import few
 
-_LONGEST = 1 << 20  # characters; the largest of ours has 10,000
+_LONGEST = 1 << 20  # characters; a config has some 12,000
 _NETWORK = ('backbone', 'neck', 'decode_head')
 _SAME = {'SyncBN': 'BN', 'mmSyncBN': 'BN'}  # but for the batch in training
-_TRAINING_ALONE = {  # of their settings
+_TRAINING_ALONE = {  # what of their settings does nothing in a test
     'attn_drop_rate', 'drop_path_rate', 'drop_rate', 'dropout_ratio', 'frozen_stages',
     'ignore_index', 'init_cfg', 'loss_decode', 'momentum', 'norm_eval', 'pretrained',
     'requires_grad', 'sampler', 'train_cfg', 'with_cp',
@@ -48,9 +48,24 @@ def _value(node: ast.expr | None) -> Any:
     return ast.unparse(node) if node else None
 
 
-def trained_input(meta: Any) -> Input | None:
-    """The image that a checkpoint was trained on; None where its ``meta`` does not tell."""
-    cfg = training_config(meta)
+def trained_otherwise(path: str, meta: Any, model: Any, cfg: Config | None) -> list[str]:
+    """Notes where weights fit a model, but were trained with others of its settings.
+
+    Such as on images normalised otherwise, or with dilated layers instead of strided ones.
+
+    Args:
+        path: Of the checkpoint.
+        meta: Of it.
+        model: Which takes the weights.
+        cfg: Its config; None where they are but the start for another network.
+    """
+    before = training_config(meta)
+    notes = other_input(path, trained_input(before), model)
+    return notes if cfg is None else notes + _other_network(path, before.get('model'), cfg)
+
+
+def trained_input(cfg: Mapping[str, Any]) -> Input | None:
+    """The image that a config trains on; None where it does not tell."""
     part = cfg.get('model')
     given = part.get('data_preprocessor') if isinstance(part, dict) else None
     given = given or cfg.get('data_preprocessor')
@@ -101,17 +116,7 @@ def _text(value: Any) -> str:
     return _SAME.get(text, text)
 
 
-def other_network(path: str, meta: Any, cfg: Config) -> list[str]:
-    """A note where weights were trained in a network of other settings that they fit, too.
-
-    Such as dilated layers instead of strided ones.
-
-    Args:
-        path: Of the checkpoint.
-        meta: Of it.
-        cfg: The config that the weights are used with.
-    """
-    trained = training_config(meta).get('model')
+def _other_network(path: str, trained: Any, cfg: Config) -> list[str]:
     if not isinstance(trained, dict):
         return []
     model = cfg.model.get('module', cfg.model)  # of what averages flips and scales

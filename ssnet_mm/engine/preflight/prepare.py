@@ -20,18 +20,16 @@ from ssnet_mm.engine.checkpoint import (
     check_classes,
     find_checkpoint,
     load_state_dict,
-    other_network,
     pretrained_weights,
     read_checkpoint,
     read_to_load,
-    trained_input,
+    trained_otherwise,
     weights_of,
 )
 from ssnet_mm.engine.config import build_segmentor, config_errors
 from ssnet_mm.engine.config.nested import dicts, listed_or_single, walk
 from ssnet_mm.engine.config.options import unread_variables
 from ssnet_mm.engine.data import Located, check_data, look_at_data
-from ssnet_mm.engine.input import other_input
 from ssnet_mm.engine.metrics import check_outputs
 from ssnet_mm.engine.preflight import network, resuming, schedules, settings
 from ssnet_mm.engine.preflight.dry_run import (
@@ -129,9 +127,8 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
         if mode == 'test' or resume:  # other weights may be a start for other classes
             check_classes(checkpoint, path, datasets[0][2].metainfo.get('classes') or ())
         if not resume:
-            notes += other_input(path, trained_input(checkpoint.get('meta')), model)
-        if mode == 'test':
-            notes += other_network(path, checkpoint.get('meta'), cfg)
+            network_of = cfg if mode == 'test' else None
+            notes += trained_otherwise(path, checkpoint.get('meta'), model, network_of)
     elif mode == 'train':
         notes += network.check_frozen(model)
     position = (0, 0)
