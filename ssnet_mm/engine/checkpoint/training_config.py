@@ -73,7 +73,7 @@ def trained_input(cfg: Mapping[str, Any]) -> Input | None:
         return None
     try:
         mean, std = (tuple(map(float, given.get(key) or ())) for key in ('mean', 'std'))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     swaps = given.get('bgr_to_rgb') or given.get('rgb_to_bgr')
     return Input('RGB' if swaps else 'BGR', mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0))
@@ -93,11 +93,14 @@ def changed(
         aside: Names, at any depth, of what doesn't.
     """
     theirs, ours = (_leaves(cfg, parts, aside) for cfg in (before, now))
-    return few(
-        f'{name} {theirs.get(name, "unset")} (config: {ours.get(name, "unset")})'
-        for name in {**theirs, **ours}
-        if theirs.get(name) != ours.get(name)
-    )
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    triples = ((name, theirs.get(name, 'unset'), ours.get(name, 'unset')) for name in names)
+    return few('{} {} (config: {})'.format(*map(_shown, triple)) for triple in triples)
+
+
+def _shown(text: str) -> str:
+    """As a line of a terminal takes it: a file may hold anything."""
+    return text if len(text) < 80 and text.isprintable() else repr(text[:80])
 
 
 def _leaves(

@@ -1,6 +1,6 @@
 import pytest
 
-from ssnet_mm.engine.checkpoint.training_config import trained_input, training_config
+from ssnet_mm.engine.checkpoint.training_config import changed, trained_input, training_config
 from ssnet_mm.engine.input import Input
 
 CONFIG = """
@@ -62,9 +62,17 @@ def test_the_input_is_that_of_the_preprocessor():
         None, 3, '', '(' * 300, 'a = ' + '-' * 100_000 + '1', 'import os', 'model = f(1)', '\0',
         'model = 1', 'model = dict(data_preprocessor=1)', 'model = dict(**a)', '{**a}',
         'model = dict(data_preprocessor=dict(mean=1))', '#' * (1 << 21),
-        "model = dict(data_preprocessor=dict(mean=['a']))", 'a = 1\na.b = 2', 'model = {[]: 1}',
+        "model = dict(data_preprocessor=dict(mean=['a']))",
+        'model = dict(data_preprocessor=dict(mean=[1' + 400 * '0' + ']))', 'a = 1\na.b = 2', 'model = {[]: 1}',
     ],
 )  # fmt: skip
 def test_what_is_no_config_tells_nothing(text):
     assert trained_input(training_config({'cfg': text})) is None
     assert training_config(text) == {}
+
+
+def test_what_differs_is_one_line_of_text():
+    before = {'model': {'\x1b[31mdepth': 'a\nb', 'same': 1}}
+    line = changed(before, {'model': {'same': 1, 'long': 'c' * 1000}}, ['model'], [])
+    assert line.isprintable() and len(line) < 300
+    assert r"'a\nb' (config: unset)" in line
