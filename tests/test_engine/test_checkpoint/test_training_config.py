@@ -63,7 +63,8 @@ def test_the_input_is_that_of_the_preprocessor():
         'model = 1', 'model = dict(data_preprocessor=1)', 'model = dict(**a)', '{**a}',
         'model = dict(data_preprocessor=dict(mean=1))', '#' * (1 << 21),
         "model = dict(data_preprocessor=dict(mean=['a']))",
-        'model = dict(data_preprocessor=dict(mean=[1' + 400 * '0' + ']))', 'a = 1\na.b = 2', 'model = {[]: 1}',
+        'model = dict(data_preprocessor=dict(mean=[1' + 400 * '0' + ']))',
+        'a = 1\na.b = 2', 'model = {[]: 1}',
     ],
 )  # fmt: skip
 def test_what_is_no_config_tells_nothing(text):
