@@ -10,11 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ssnet_mm.deploy.device import check_device
-from ssnet_mm.engine.checkpoint import (
-    load_checkpoint,
-    read_checkpoint,
-    trained_otherwise,
-)
+from ssnet_mm.engine.checkpoint import load_checkpoint, read_checkpoint, trained_otherwise
 from ssnet_mm.engine.config import (
     build_segmentor,
     config_errors,

@@ -80,8 +80,10 @@ def changed_settings(path: str, meta: Mapping[str, Any], cfg: Config) -> list[st
         cfg: The config.
     """
     before = training_config(meta)
-    changes = before and changed(before, cfg, _TRAINED_BY, _LOADED_BY)
-    return [f'resumed by other settings than {path} was trained with: {changes}'] * bool(changes)
+    changes = changed(before, cfg, _TRAINED_BY, _LOADED_BY)
+    if not before or not changes:
+        return []
+    return [f'resumed by other settings than {path} was trained with: {changes}']
 
 
 def check_optimizer(
