@@ -30,7 +30,7 @@ def shape_area(size: Size, points: Any, kind: str) -> NDArray[np.bool_]:
     Raises:
         BadAnnotationError: The points make no such shape, or it lies outside of the image.
     """
-    if kind not in _CORNERS:
+    if not isinstance(kind, str) or kind not in _CORNERS:
         raise BadAnnotationError(f'a shape of unknown kind, {kind!r}; draw it as a polygon')
     corners = check_points(points, size, kind)
     wanted = _CORNERS[kind]
@@ -90,6 +90,11 @@ def check_points(points: Any, size: Size, kind: str) -> list[tuple[float, float]
         raise BadAnnotationError(
             f'a {kind} that lies outside of the {size[0]}x{size[1]} image, from x={left:g}, '
             f'y={top:g}; was the image scaled or turned after it was annotated?'
+        )
+    if kind not in ('mask', 'point') and 0 < max(right, bottom) <= 1 < min(size):
+        raise BadAnnotationError(
+            f'a {kind} within the first pixel, up to x={right:g}, y={bottom:g}; are these shares '
+            f'of the sides? Multiply them by {size[0]} and {size[1]}'
         )
     # Beyond all images, so that drawing takes no longer
     return [(float(x), float(y)) for x, y in np.clip(array, -1e6, 1e6)]

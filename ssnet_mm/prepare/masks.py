@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ssnet_mm.errors import UserError
 from ssnet_mm.limits import MAX_PIXELS, open_image
-from ssnet_mm.prepare.source import BadAnnotationError, Folder, all_masks
+from ssnet_mm.prepare.source import VOID, BadAnnotationError, Folder, all_masks
 
 _LOOKED_AT = 60  # masks that tell the kind
 DEEP_VOID = (-1, 65535)  # what 255 is in masks of more bits
+_LOSSY = ('JPEG', 'MPO')
 _EDGES = 0.05  # share of the pixels that anti-aliasing may touch
 
 
@@ -53,8 +56,13 @@ def open_mask(path: Path, *, lossy: bool = False) -> Image.Image:
         raise BadAnnotationError(f'is no image, or damaged ({error}); export it again') from error
     if image.width * image.height > MAX_PIXELS:
         raise BadAnnotationError(f'has more than {MAX_PIXELS / 1e6:.0f} million pixels; shrink it')
-    if image.format in ('JPEG', 'MPO') and not lossy:
+    if image.format in _LOSSY and not lossy:
         raise BadAnnotationError('is a JPEG, which changes values near edges; export it as PNG')
+    if image.format not in _LOSSY and getattr(image, 'n_frames', 1) > 1:
+        raise BadAnnotationError(f'holds {image.n_frames} pages; store each mask in its own file')
+    if image.format == 'PNG' and image.mode in ('RGB', 'RGBA', 'LA') and data[24] == 16:
+        # Pillow keeps the upper half of each
+        raise BadAnnotationError('has 16 bits a channel; store class numbers as grey, 8 or 16 bits')
     if image.format == 'PNG' and image.mode == 'L' and data[24] < 8:
         # Pillow stretches grey levels of few bits to 0..255
         levels = np.asarray(image) // (255 // ((1 << data[24]) - 1))
@@ -107,6 +115,37 @@ def inner_counts(values: NDArray[Any]) -> dict[int, int]:
 def is_area(pixels: int, inner: int) -> bool:
     """Edges that are painted smoothly are a pixel wide, so they have hardly an interior."""
     return inner >= max(4, 0.05 * pixels)
+
+
+def check_palettes(paths: Iterable[Path]) -> None:
+    """See that a number has the same colour in all palettes, as it does where numbers are meant.
+
+    Raises:
+        UserError: It has not, so that the colours may be meant.
+    """
+    known: dict[int, tuple[str, Path]] = {}
+    looked_at = set()
+    for path in paths:
+        try:
+            image = open_image(path, None)
+            stored = bytes(image.palette.palette) if image.mode == 'P' and image.palette else b''
+            if not stored or stored in looked_at:
+                image.close()
+                continue
+            looked_at.add(stored)
+            image = open_mask(path, lossy=True)
+        except Exception:  # told when it is read
+            continue
+        palette = bytes(image.getpalette() or ())
+        for number in set(np.unique(np.asarray(image)).tolist()) - {VOID}:
+            colour = palette[3 * number : 3 * number + 3].hex()
+            before, first = known.setdefault(number, (colour, path))
+            if before != colour:
+                raise UserError(
+                    f'{path}: {number} is #{colour} in its palette, and #{before} in that of '
+                    f'{first}; say what counts, the colours (--format colours) or the numbers '
+                    '(--format index)'
+                )
 
 
 @lru_cache(maxsize=4)

@@ -86,6 +86,16 @@ def prepare(
     faults = list(found.faults)
     for note in found.notes:
         say(f'note: {note}')
+    for reference, image in list(folder.elsewhere.items())[:1]:
+        say(
+            f'note: {len(folder.elsewhere)} annotations name a photo in a folder that is not '
+            f'there, and are taken for one of its name: {reference} for {image}'
+        )
+    masks = settings.masks
+    if masks and found.items and not any(Path(i.where).is_relative_to(masks) for i in found.items):
+        raise UserError(
+            f'--masks {masks}: {chosen.title} reads none; leave it out, or say another --format'
+        )
     if not found.items:
         more = f'; the first of {len(faults)} faults: {faults[0]}' if faults else ''
         raise UserError(f'{source} holds no photo with an annotation{more}')

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -29,7 +32,7 @@ MAX_JSON = 512 << 20  # bytes; as Python objects they take several times as much
 SPLITS = ('train', 'val', 'test')
 _SPLIT_WORDS = {
     'train': 'train', 'training': 'train',
-    'val': 'val', 'valid': 'val', 'validation': 'val',
+    'val': 'val', 'valid': 'val', 'validation': 'val', 'eval': 'val', 'evaluation': 'val',
     'test': 'test', 'testing': 'test',
 }  # fmt: skip
 
@@ -118,6 +121,8 @@ class Folder:
             raise UserError(f'{root}: {what}; name the folder that holds photos and annotations')
         self.root = root
         self.masks = masks
+        self._fits: dict[str, int] = {}
+        self.elsewhere: dict[str, str] = {}  # images in another folder than a reference says
         found = (path for path in list_folder(root, recursive=True) if not os.path.isdir(path))
         self.files = [  # relative to the root, with slashes
             path.as_posix()
@@ -142,8 +147,28 @@ class Folder:
     def _by_name(self) -> dict[str, list[str]]:
         found = defaultdict(list)
         for name in self.images:
-            found[name.rpartition('/')[2].lower()].append(name)
+            found[_folded(name.rpartition('/')[2])].append(name)
         return dict(found)
+
+    def expect(self, references: Iterable[tuple[str, str]]) -> None:
+        """Have each image found by none but the references that fit it best.
+
+        Else an annotation of a photo that is missing would be taken for another's of its name.
+
+        Args:
+            references: All that are to be looked for, with the annotation's own file.
+        """
+        for reference, beside in references:
+            with suppress(BadAnnotationError):
+                image = self.find_image(reference, beside)
+                fit = self._fit(image, _parts(reference), beside)
+                self._fits[image] = max(fit, self._fits.get(image, 0))
+        self.elsewhere.clear()  # of references that fit less well than others
+
+    def _fit(self, image: str, parts: Sequence[str], beside: str) -> int:
+        if _folded(image) == _folded(str(PurePosixPath(beside).parent / parts[-1])):
+            return sys.maxsize
+        return _shared_tail(image.split('/'), parts)
 
     def find_image(self, reference: str, beside: str = '') -> str:
         """The image that an annotation refers to, which must be below the root.
@@ -156,17 +181,16 @@ class Folder:
         Raises:
             BadAnnotationError: There is none, or it is not clear which.
         """
-        parts = PurePosixPath(unquote(reference).replace('\\', '/')).parts
-        found = self._by_name.get(parts[-1].lower(), []) if parts else []
-        if len(found) > 1:
-            near = str(PurePosixPath(beside).parent / parts[-1])
-            if near in found:
-                return near
-            shared = [_shared_tail(name.split('/'), parts) for name in found]
-            found = [name for name, n in zip(found, shared) if n == max(shared)]
-        if len(found) == 1:
+        parts = _parts(reference)
+        found = self._by_name.get(_folded(parts[-1]), []) if parts else []
+        fits = [self._fit(name, parts, beside) for name in found]
+        best = max(fits, default=0)
+        found = [name for name, fit in zip(found, fits) if fit == best]
+        if len(found) == 1 and best >= self._fits.get(found[0], 0):
+            if best == 1 < len(parts) and parts[0] not in ('/', '..') and '/' in found[0]:
+                self.elsewhere[reference] = found[0]
             return found[0]
-        if found:
+        if len(found) > 1:
             raise BadAnnotationError(
                 f'names {reference}, and {found[0]} and {found[1]} both fit; keep one of them'
             )
@@ -206,10 +230,33 @@ def listed_splits(folder: Folder) -> dict[str, str]:
     return found
 
 
+def _folded(name: str) -> str:
+    """Without case, and umlauts as one character each, which macOS takes apart."""
+    return unicodedata.normalize('NFC', name).lower()
+
+
+def whole(value: Any) -> Any:
+    """A number that some tools write as 3.0 or "3", as an int; another value as it is."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and re.fullmatch(r'[0-9]{1,18}', value) else value
+
+
+def frame_of_sides(*sides: Any) -> Size | None:
+    """Width and height that an annotation tells, if it does."""
+    numbers = [whole(side) for side in sides]
+    good = all(type(side) is int and side > 0 for side in numbers)
+    return (numbers[0], numbers[1]) if good else None
+
+
+def _parts(reference: str) -> tuple[str, ...]:
+    return PurePosixPath(unquote(reference).replace('\\', '/')).parts
+
+
 def _shared_tail(a: Sequence[str], b: Sequence[str]) -> int:
     count = 0
     for x, y in zip(reversed(a), reversed(b)):
-        if x.lower() != y.lower():
+        if _folded(x) != _folded(y):
             break
         count += 1
     return count
@@ -220,7 +267,9 @@ def split_of(name: str, *, stem: bool = False) -> str:
     parts = name.lower().split('/')
     words = parts[:-1]
     if stem:
-        words += re.split(r'[^a-z]+', parts[-1].rpartition('.')[0])
+        named = re.split(r'[^a-z]+', parts[-1].rpartition('.')[0])
+        if len({_SPLIT_WORDS[word] for word in named if word in _SPLIT_WORDS}) == 1:
+            words += named  # 'train_val' is neither
     return next((_SPLIT_WORDS[word] for word in reversed(words) if word in _SPLIT_WORDS), '')
 
 
@@ -340,7 +389,8 @@ def key_of(name: str, mask: bool = False) -> str:
     if mask:
         stem = _MASK_ENDING.sub('', stem)
     drop = _MASK_FOLDERS | _IMAGE_FOLDERS
-    return '/'.join([*(f for f in folders if f.lower() not in drop), stem])
+    kept = '/'.join([*(f for f in folders if f.lower() not in drop), stem])
+    return unicodedata.normalize('NFC', kept)
 
 
 def mask_files(folder: Folder) -> list[str]:

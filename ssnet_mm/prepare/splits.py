@@ -74,7 +74,11 @@ def assign(
     if isinstance(val, (list, tuple, set)):
         told, how = _listed(candidates, val), 'by the list'
     elif val is None and 'val' in told.values():
-        told, how = {n: split or 'train' for n, split in told.items()}, 'as the source has it'
+        unnamed = sum(not split for split in told.values())
+        how = 'as the source has it'
+        if unnamed:
+            how += f'; {unnamed} photos outside of its splits train'
+        told = {n: split or 'train' for n, split in told.items()}
     else:
         val = val if isinstance(val, float) else VAL_SHARE
         told = {n: split if split == 'test' else '' for n, split in told.items()}

@@ -362,3 +362,156 @@ def test_the_original_camvid_is_grouped_into_11_classes(source, run):
 def test_what_is_not_clear_is_refused(source, run, files, told):
     with pytest.raises(UserError, match=told):
         run(source(files))
+
+
+def indexed(mask, *colours):
+    """A mask with a palette, as PNG."""
+    image = Image.fromarray(mask)
+    image.putpalette([value for colour in colours for value in colour])
+    buffer = io.BytesIO()
+    image.save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+def test_palettes_that_differ_are_read_as_the_user_says(source, run):
+    """As tools write them that choose the colours for each file."""
+    black, white = (0, 0, 0), (255, 255, 255)
+    folder = source(two(indexed(striped(0, 1), black, white), indexed(striped(1, 0), white, black)))
+    with pytest.raises(UserError, match=r'b.png: 0 is #ffffff in its palette, and #000000 in that'):
+        run(folder)
+    made, _ = run(folder, 'colours', format='colours')
+    for name in 'ab':
+        np.testing.assert_array_equal(read_mask(made.root, name), striped(0, 1))
+    made, _ = run(folder, 'index', format='index')
+    np.testing.assert_array_equal(read_mask(made.root, 'b'), striped(1, 0))
+
+
+def test_palettes_may_differ_in_what_no_pixel_or_void_has(source, run):
+    red, green, blue = np.eye(3, dtype=np.uint8) * 200
+    folder = source(
+        two(indexed(striped(0, 1), red, green), indexed(striped(0, 1), red, green, blue))
+    )
+    made, _ = run(folder)
+    np.testing.assert_array_equal(read_mask(made.root, 'b'), striped(0, 1))
+
+
+def test_what_is_transparent_is_not_painted(source, run):
+    colours = np.array([[250, 0, 0, 0], [250, 0, 0, 255], [0, 0, 250, 99]], np.uint8)
+    made, _ = run(source(two(colours[striped(0, 1, 2)], colours[striped(0, 1, 0)])))
+    assert made.record.classes == ['background', '#fa0000', '#0000fa']
+    np.testing.assert_array_equal(read_mask(made.root, 'a'), striped(0, 1, 2))
+
+
+def test_black_and_white_of_16_bits_is_cut_in_the_middle(source, run):
+    black = np.where(striped(0, 1), 65535, 300).astype(np.uint16)
+    made, _ = run(source(two(black, striped(0, 65535, dtype=np.uint16))), format='binary')
+    np.testing.assert_array_equal(read_mask(made.root, 'a'), striped(0, 1))
+    np.testing.assert_array_equal(read_mask(made.root, 'b'), striped(0, 1))
+
+
+def coco(images, **ids):
+    """A square on each image, from x of its number on."""
+    squares = [
+        dict(
+            id=i,
+            image_id=ids.get('image_id', int)(i),
+            category_id=1,
+            segmentation=[[i, 0, i + 4, 0, i + 4, 4, i, 4]],
+        )
+        for i in range(len(images))
+    ]
+    rows = [dict(id=i, file_name=name) for i, name in enumerate(images)]
+    names = [dict(id=ids.get('category', int)(1), name=' dent\n')]
+    return json.dumps(dict(images=rows, annotations=squares, categories=names))
+
+
+@pytest.mark.parametrize('kind', [str, float])
+def test_numbers_may_be_written_as_text_or_with_a_point(source, run, kind):
+    pytest.importorskip('pycocotools')
+    files = {f'{i}.jpg': photo(i) for i in range(2)}
+    files['a.json'] = coco(sorted(files), image_id=kind, category=kind)
+    made, _ = run(source(files))
+    assert not made.faults and made.record.classes == ['background', 'dent']
+    assert read_mask(made.root, '1')[2, 3] == 1 and read_mask(made.root, '0')[2, 7] == 0
+
+
+def test_a_photo_goes_to_the_annotation_that_names_its_folder(source, run):
+    pytest.importorskip('pycocotools')
+    files = {f'camB/{i}.jpg': photo(i) for i in range(2)}
+    listed = [f'cam{letter}/{i}.jpg' for letter in 'AB' for i in range(2)]
+    made, _ = run(source({**files, 'a.json': coco(listed)}))
+    assert [fault.partition(': ')[2] for fault in made.faults] == [
+        f'names an image that is not there, camA/{i}.jpg; put it there' for i in range(2)
+    ]
+    assert read_mask(made.root, 'camB_0')[2, 5] == 1  # of the third image, from x=2 on
+
+
+def test_a_photo_goes_to_the_labelme_file_beside_it(source, run):
+    shape = dict(label='dent', points=[[1, 1], [9, 1], [9, 9]])
+    files = {f'{s}/{s}.jpg': photo(i) for i, s in enumerate(('train', 'val'))}
+    files |= {f'{s}/{s}.json': dict(imagePath=f'{s}.jpg', shapes=[shape]) for s in ('train', 'val')}
+    files['train/lost.json'] = dict(imagePath='val.jpg', shapes=[])
+    files = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in files.items()}
+    made, _ = run(source(files))
+    (fault,) = made.faults
+    assert fault.endswith(
+        'train/lost.json: names an image that is not there, val.jpg; put it there'
+    )
+    assert read_mask(made.root, 'val_val').any()
+
+
+def test_a_folder_that_is_not_there_is_told(source, run):
+    pytest.importorskip('pycocotools')
+    files = {f'camB/{i}.jpg': photo(i) for i in range(2)}
+    _, said = run(source({**files, 'a.json': coco(['camA/0.jpg', 'camA/1.jpg'])}))
+    assert '2 annotations name a photo in a folder that is not there' in said
+    assert 'camA/0.jpg for camB/0.jpg' in said
+
+
+def test_umlauts_may_be_one_character_or_two(source, run):
+    made, _ = run(
+        source({'images/\u00e4.jpg': photo(), 'masks/a\u0308.png': striped(0, 1)}), val='0'
+    )
+    assert not made.faults and made.counts == {'train': 1}
+
+
+def labelled(*labels):
+    shapes = [dict(label=label, points=[[1, 1], [9, 1], [9, 9]]) for label in labels]
+    return {'a.jpg': photo(), 'a.json': json.dumps(dict(imagePath='a.jpg', shapes=shapes))}
+
+
+def test_labels_lose_blanks_and_differ_by_more_than_case(source, run):
+    folder = source(labelled('dent', 'dent ', 'Rust'))
+    made, said = run(folder, void=('rust', 'scrach'))
+    assert made.record.classes == ['background', 'dent']
+    assert 'note: --void scrach: nothing here has that' in said
+    folder = source(labelled('dent', 'Dent'))
+    with pytest.raises(UserError, match="labels 'Dent' and 'dent' differ in case alone"):
+        run(folder, 'other')
+    made, _ = run(folder, 'both', classes=('dent', 'Dent'))
+    assert made.record.classes == ['background', 'dent', 'Dent']
+
+
+@pytest.mark.parametrize('void', ['7', '#00ff00'])
+def test_void_that_no_mask_has_is_told(source, run, void):
+    colours = np.array([[0, 0, 0], [200, 0, 0], [0, 0, 200]], np.uint8)
+    masks = [striped(0, 1, 2), striped(2, 0, 1)]
+    made, said = run(
+        source(two(*(masks if void == '7' else colours[np.stack(masks)]))), void=[void]
+    )
+    assert f'note: --void {void}: nothing here has that' in said
+    assert len(made.record.classes) == 3
+
+
+def test_names_that_stand_twice_in_a_file_are_refused(source, run):
+    folder = source({**two(striped(0, 1), striped(1, 0)), 'classes.txt': 'dent\nrust\ndent \n'})
+    with pytest.raises(UserError, match=r'classes.txt names dent twice; delete one'):
+        run(folder)
+
+
+def test_masks_named_for_a_format_without_are_refused(source, run, tmp_path):
+    folder = source(labelled('dent'))
+    (tmp_path / 'masks').mkdir()
+    Image.fromarray(striped(0, 1)).save(tmp_path / 'masks' / 'a.png')
+    with pytest.raises(UserError, match=r'--masks .*masks: LabelMe reads none'):
+        run(folder, masks=tmp_path / 'masks', format='labelme')

@@ -1,10 +1,13 @@
 """Annotations that are damaged or make no sense: a line each with the file; the rest goes on."""
 
 import base64
+import io
 import json
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from ssnet_mm.errors import UserError
 from ssnet_mm.prepare.formats.label_studio import decode_rle
@@ -78,17 +81,19 @@ GOOD_STUDIO = {'good.jpg': photo(1), 'bad.jpg': photo(2)}
 NOISE = np.random.default_rng(0).integers(0, 256, (H, W, 3)).astype(np.uint8)
 
 
-def encoded(array, kind):
-    import io
-
-    from PIL import Image
-
+def encoded(array, kind, **options):
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind)
+    Image.fromarray(array).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
+def deep_colours(mask):
+    deep = mask[..., None].astype(np.uint16).repeat(3, 2)
+    return cv2.imencode('.png', deep)[1].tobytes()
+
+
 WHOLE = encoded(striped(0, 1, 2), 'PNG')
+PAGE = Image.fromarray(striped(0, 2))
 DEEP = '{"shapes": ' + '[' * 100_000
 CASES = {
     # LabelMe
@@ -144,6 +149,17 @@ CASES = {
     'no label': (GOOD_LABELME, labelme([shape(label=None)]), 'a shape without a label'),
     'a shape of no kind': (GOOD_LABELME, labelme([shape(kind='cuboid')]), "unknown kind, 'cuboid'"),
     'shapes that are none': (GOOD_LABELME, labelme([7]), 'a shape that is no object'),
+    'a kind that is no word': (GOOD_LABELME, labelme([shape(kind=[1])]), 'unknown kind, [1]'),
+    'points that are shares': (
+        GOOD_LABELME,
+        labelme([shape([[0.1, 0.1], [0.5, 0.1], [0.5, 0.9]])]),
+        'a polygon within the first pixel, up to x=0.5, y=0.9; are these shares of the sides?',
+    ),
+    'a scaled photo whose size is text': (
+        GOOD_LABELME,
+        labelme([], imageWidth='48', imageHeight=16.0),
+        'was made on an image of 48x16',
+    ),
     'a scaled photo': (GOOD_LABELME, labelme([], imageWidth=48), 'was made on an image of 48x16'),
     'a damaged mask': (
         GOOD_LABELME,
@@ -229,6 +245,26 @@ CASES = {
         'lone.png: a mask without a photo; images/lone.HEIC is of a format that is not read',
     ),
     'a mask as JPEG': (GOOD_MASKS, {'masks/bad.jpg': encoded(striped(0, 1), 'JPEG')}, 'is a JPEG'),
+    'a mask of several pages': (
+        GOOD_MASKS,
+        {'masks/bad.tif': encoded(striped(0, 1), 'TIFF', save_all=True, append_images=[PAGE])},
+        'bad.tif: holds 2 pages; store each mask in its own file',
+    ),
+    'a mask of deep colours': (
+        GOOD_MASKS,
+        {'masks/bad.png': deep_colours(striped(0, 1))},
+        'bad.png: has 16 bits a channel; store class numbers as grey',
+    ),
+    'a mask of grey areas': (
+        {**GOOD_MASKS, 'masks/good.png': striped(0, 255)},
+        {'masks/bad.png': striped(0, 120, 255)},
+        '128 pixels of grey 120, between black and white',
+    ),
+    'a mask that is transparent': (
+        GOOD_COLOURS,
+        {'masks/bad.png': np.dstack([striped(0, 200)] * 3 + [striped(0)])},
+        'is transparent throughout',
+    ),
     'a mask of infinities': (
         GOOD_MASKS,
         {
@@ -259,6 +295,12 @@ CASES = {
 # cases in which more than one file is at fault, and those in which the second photo is not
 SEVERAL = {'a mask without photo', 'a mask without a photo that is read'}
 SOUND = {'an unknown image', 'no categories'}
+# formats that these files alone would not tell
+KINDS = {
+    'a mask among others that is coloured': 'index',
+    'a mask of grey areas': 'binary',
+    'a mask that is transparent': 'cvat',
+}
 
 
 def packed(length, value):
@@ -271,7 +313,7 @@ def packed(length, value):
 @pytest.mark.parametrize('name', CASES)
 def test_what_is_malformed_is_one_line_and_the_rest_goes_on(source, run, name):
     good, bad, told = CASES[name]
-    kind = {'a mask among others that is coloured': 'index'}.get(name, '')
+    kind = KINDS.get(name, '')
     if good is GOOD_STUDIO:  # the good task in a file of its own
         good = {**good, 'good.json': studio(packed(4 * W * H, 255), 'good.jpg')['ls.json']}
     made, said = run(source({**good, **bad}), format=kind)

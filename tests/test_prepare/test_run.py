@@ -7,6 +7,7 @@ import pytest
 
 from ssnet_mm.errors import UserError
 from ssnet_mm.limits import TURNS
+from ssnet_mm.prepare.source import split_of
 
 from .conftest import SIZE, names, photo, read_mask, striped, write
 
@@ -65,6 +66,21 @@ def test_folders_split_and_val_overrides_them(source, run):
     assert drawn.counts == {'train': 3, 'val': 2, 'test': 1}
 
 
+@pytest.mark.parametrize(
+    ('name', 'split'),
+    [
+        ('instances_train2017.json', 'train'),
+        ('train/instances_eval.json', 'val'),
+        ('val/train_val.json', 'val'),
+        ('train_val.json', ''),
+        ('evaluation/a.json', 'val'),
+        ('rejected/a.json', ''),
+    ],
+)
+def test_a_name_tells_one_split_or_none(name, split):
+    assert split_of(name, stem=True) == split
+
+
 def test_lists_of_vocs_layout_split(source, run):
     files = {
         f'ImageSets/Segmentation/{s}.txt': f'{n}\n' for s, n in dict(val='p1', test='p2').items()
@@ -74,7 +90,7 @@ def test_lists_of_vocs_layout_split(source, run):
             content
         )
     made, said = run(source(files))
-    assert 'as the source has it' in said
+    assert 'as the source has it; 2 photos outside of its splits train' in said
     assert [names(made.root, s) for s in ('train', 'val', 'test')] == [['p0', 'p3'], ['p1'], ['p2']]
 
 

@@ -9,10 +9,11 @@ import numpy as np
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.prepare.formats.index import mask_item
 from ssnet_mm.prepare.labels import BACKGROUND
-from ssnet_mm.prepare.masks import read_grey, survey
+from ssnet_mm.prepare.masks import inner_counts, is_area, read_grey, survey, value_counts
 from ssnet_mm.prepare.source import (
     VOID,
     Annotations,
+    BadAnnotationError,
     Folder,
     Mask,
     Options,
@@ -49,6 +50,18 @@ def read(folder: Folder, options: Options) -> Annotations:
 
 def _draw(pair: Pair, void: list[int], size: Size) -> Mask:
     grey = read_grey(pair.mask)
-    mask = (grey > (127 if grey.max(initial=0) > 1 else 0)).astype(np.uint8)
+    brightest = grey.max(initial=0)
+    white = 65535 if brightest > 255 else 255 if brightest > 1 else 1
+    inner = inner_counts(grey)
+    for value, count in value_counts(grey).items():
+        # JPEG has areas near black and white
+        between = white / 16 < value < white - white / 16 and value not in void
+        if between and is_area(count, inner.get(value, 0)):
+            raise BadAnnotationError(
+                f'{count} pixels of grey {value}, between black and white; paint them as either, '
+                f'leave them out with --void {value}, or read all levels as classes with --format '
+                'colours'
+            )
+    mask = (grey > white // 2).astype(np.uint8)
     mask[np.isin(grey, void)] = VOID
     return mask

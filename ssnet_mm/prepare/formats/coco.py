@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ssnet_mm.errors import require
 from ssnet_mm.prepare.drawing import check_points
-from ssnet_mm.prepare.labels import ClassNames, fingerprint, leave_unmarked
+from ssnet_mm.prepare.labels import ClassNames, clean, fingerprint, leave_unmarked, unmet_void
 from ssnet_mm.prepare.source import (
     Annotations,
     BadAnnotationError,
@@ -21,11 +21,14 @@ from ssnet_mm.prepare.source import (
     Mask,
     Options,
     Size,
+    frame_of_sides,
     key_of,
     split_of,
+    whole,
 )
 
 _KEYS = {'images', 'annotations', 'categories'}
+_IDS = ('id', 'image_id', 'category_id')
 _FAR = 1e5  # pycocotools walks along edges: beyond, that takes memory and time
 
 
@@ -70,12 +73,19 @@ def read(folder: Folder, options: Options) -> Annotations:
     names = ClassNames(options.classes, (), options.void)
     if not options.classes:
         kept = ClassNames((), found, options.void).classes  # without background and void names
-        ordered = [name for name in found if name in kept[1:]]
+        ordered = [name for name in dict.fromkeys(map(clean, found)) if name in kept[1:]]
         names = ClassNames([kept[0], *ordered], (), options.void)
     result.classes = names.classes
     used: dict[str, str] = {}
+    folder.expect(
+        (row['file_name'], name)
+        for name, content in files
+        for row in _objects(content['images'])
+        if isinstance(row.get('file_name'), str)
+    )
     for (name, content), table in zip(files, categories):
         _read_file(folder, name, content, table, names, used, result)
+    result.notes += unmet_void(options.void, found)
     result.notes += leave_unmarked([n for n in folder.images if n not in used])
     return result
 
@@ -97,7 +107,7 @@ def _read_file(
         number = row.get('image_id')
         if not _hashable(number) or number not in counts:
             result.faults.append(
-                f'{where}: annotation {row.get("id")} is of image {number}, which is not listed'
+                f'{where}: annotation {row.get("id")} is of image {number!r}, which is not listed'
             )
         else:
             by_image[number].append(row)
@@ -116,7 +126,6 @@ def _read_file(
             continue
         used[image] = name
         sides = row.get('width'), row.get('height')
-        known = all(isinstance(side, int) and side > 0 for side in sides)
         result.items.append(
             Item(
                 key=key_of(image),
@@ -124,14 +133,16 @@ def _read_file(
                 where=f'{where}, {file_name}',
                 draw=_drawer(by_image[number], categories, names),
                 state=partial(fingerprint, [by_image[number], sides]),
-                frame=(sides[0], sides[1]) if known else None,  # type: ignore[arg-type]
+                frame=frame_of_sides(*sides),
                 split=split_of(name, stem=True) or split_of(image),
             )
         )
 
 
 def _objects(rows: Any) -> list[Mapping[str, Any]]:
-    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    """The rows of a list, with numbers that some tools write as text as numbers."""
+    found = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    return [{**row, **{key: whole(row[key]) for key in _IDS if key in row}} for row in found]
 
 
 def _hashable(value: Any) -> bool:
@@ -147,7 +158,7 @@ def _drawer(
             number = row.get('category_id')
             if not _hashable(number) or number not in categories:
                 raise BadAnnotationError(
-                    f'annotation {row.get("id")} is of category {number}, which is not listed'
+                    f'annotation {row.get("id")} is of category {number!r}, which is not listed'
                 )
             try:
                 area = _area(row.get('segmentation'), size)

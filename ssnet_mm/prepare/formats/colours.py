@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.prepare.formats.index import mask_item
-from ssnet_mm.prepare.labels import is_void
+from ssnet_mm.prepare.labels import is_void, unmet_void
 from ssnet_mm.prepare.masks import inner_counts, is_area, open_mask, survey, value_counts
 from ssnet_mm.prepare.source import (
     MAX_CLASSES,
@@ -91,6 +91,8 @@ def read(folder: Folder, options: Options) -> Annotations:
         examples = few(hex_of(code) for code, _ in Counter(others).most_common(3))
         share = sum(others.values()) / max(pixels, 1)
         notes.append(f'{share:.2%} of the pixels are of edge colours ({examples}): void')
+    met = [value for value in options.void if _void_code(table, value) in seen]
+    notes += unmet_void(options.void, met)
     items = [mask_item(pair, partial(_draw, pair, codes)) for pair in good]
     found = [hex_of(code) for code in sorted(void)]
     return Annotations(list(table), items, list(table.values()), faults, notes, found)
@@ -160,9 +162,18 @@ class _Seen:
 
 
 def read_codes(path: Path) -> NDArray[np.uint32]:
-    """The colour of each pixel as one number, (H, W)."""
-    rgb = np.asarray(open_mask(path).convert('RGB'))
-    return rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    """The colour of each pixel as one number, (H, W); where nothing is painted, black's.
+
+    Raises:
+        BadAnnotationError: It can't be used.
+    """
+    rgba = np.asarray(open_mask(path).convert('RGBA')).astype(np.uint32)
+    codes = rgba[..., :3] @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    clear = rgba[..., 3] == 0
+    if clear.all() and codes.any():
+        raise BadAnnotationError('is transparent throughout; store it without transparency')
+    codes[clear] = 0
+    return codes
 
 
 def _count(path: Path) -> tuple[dict[int, int], dict[int, int]]:

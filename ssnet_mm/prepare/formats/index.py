@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from ssnet_mm.errors import UserError, few
-from ssnet_mm.prepare.labels import read_names
-from ssnet_mm.prepare.masks import DEEP_VOID, file_state, open_mask, stored_values, survey
+from ssnet_mm.prepare.labels import read_names, unmet_void
+from ssnet_mm.prepare.masks import (
+    DEEP_VOID,
+    check_palettes,
+    file_state,
+    open_mask,
+    stored_values,
+    survey,
+)
 from ssnet_mm.prepare.source import (
     MAX_CLASSES,
     VOID,
@@ -20,6 +28,7 @@ from ssnet_mm.prepare.source import (
     Options,
     Pair,
     Size,
+    all_masks,
     pair_up,
     split_of,
 )
@@ -30,7 +39,10 @@ _NAMES = ('classes.txt', 'classes', 'labels.txt')  # files that name the classes
 def recognise(folder: Folder) -> str:
     """Why a folder is of this format; empty if it isn't."""
     kind, why = survey(folder)
-    return why if kind == 'index' else ''
+    if kind != 'index':
+        return ''
+    check_palettes(all_masks(folder))
+    return why
 
 
 def read(folder: Folder, options: Options) -> Annotations:
@@ -43,20 +55,22 @@ def read(folder: Folder, options: Options) -> Annotations:
         ) from error
     pairs, faults = pair_up(folder)
     classes = list(options.classes) or _named(folder)
-    highest = -1
+    seen: set[int] = set()
     good: list[Pair] = []
     for pair in pairs:
         try:
-            highest = max(highest, int(_labels(pair.mask, void, len(classes)).max(initial=-1)))
+            seen |= _values(pair.mask, void, len(classes))
             good.append(pair)
         except BadAnnotationError as error:
             faults.append(f'{pair.mask}: {error}')
     if not classes:
-        classes = [f'class {i}' for i in range(highest + 1)]
+        highest = max(seen - void, default=-1)
+        classes = [f'class {i}' for i in range(highest + (0 if 0 in void else 1))]
         if len(classes) == 2:
             classes = ['background', 'object']
     items = [mask_item(pair, partial(_draw, pair, void, len(classes))) for pair in good]
-    return Annotations(classes, items, faults=faults)
+    notes = unmet_void(options.void, map(str, seen))
+    return Annotations(classes, items, faults=faults, notes=notes)
 
 
 def mask_item(pair: Pair, draw: partial[Mask]) -> Item:
@@ -75,9 +89,9 @@ def _named(folder: Folder) -> list[str]:
     return []
 
 
-def _labels(path: object, void: set[int], num_classes: int) -> np.ndarray:
-    """Class numbers without those that are void."""
-    values = stored_values(open_mask(path))  # type: ignore[arg-type]
+def _values(path: Path, void: set[int], num_classes: int) -> set[int]:
+    """The numbers in a mask, which have to be classes or void."""
+    values = stored_values(open_mask(path))
     if values is None:
         raise BadAnnotationError('is a colour picture, and others hold numbers; convert it')
     found = np.unique(values)
@@ -92,11 +106,11 @@ def _labels(path: object, void: set[int], num_classes: int) -> np.ndarray:
             f'holds {few(map(str, outside))}, where classes are {shift} to {limit - 1 + shift}; '
             'put it right, name more --classes, or leave values out with --void'
         )
-    return np.array(kept, int) - shift
+    return set(map(int, found))
 
 
 def _draw(pair: Pair, void: set[int], num_classes: int, size: Size) -> Mask:
-    _labels(pair.mask, void, num_classes)
+    _values(pair.mask, void, num_classes)
     values = stored_values(open_mask(pair.mask))
     assert values is not None
     labels = values.astype(np.int64) - (1 if 0 in void else 0)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ssnet_mm.errors import few
 from ssnet_mm.limits import IMAGE_SUFFIXES
 from ssnet_mm.prepare.drawing import ellipse_area, shape_area
-from ssnet_mm.prepare.labels import ClassNames, fingerprint, leave_unmarked
+from ssnet_mm.prepare.labels import ClassNames, fingerprint, leave_unmarked, unmet_void
 from ssnet_mm.prepare.masks import file_state, read_grey
 from ssnet_mm.prepare.source import (
     MAX_JSON,
@@ -30,6 +30,7 @@ from ssnet_mm.prepare.source import (
     Mask,
     Options,
     Size,
+    frame_of_sides,
     key_of,
     split_of,
 )
@@ -97,6 +98,9 @@ def read(folder: Folder, options: Options) -> Annotations:
     names = ClassNames(options.classes, found, options.void)
     result.classes = names.classes
     used: dict[str, str] = {}
+    for _, _, task, results in rows:
+        with suppress(BadAnnotationError):  # told below
+            folder.expect([(_path_of(_reference(task, results)), '')])
     for where, number, task, results in rows:
         try:
             image = _find(folder, _reference(task, results))
@@ -118,6 +122,7 @@ def read(folder: Folder, options: Options) -> Annotations:
                 split=split_of(image),
             )
         )
+    result.notes += unmet_void(options.void, found)
     result.notes += leave_unmarked([n for n in folder.images if n not in used])
     return result
 
@@ -163,6 +168,7 @@ def read_png(folder: Folder, options: Options) -> Annotations:
             )
         )
     photos = [n for n in folder.images if n not in used and not _match(n)]
+    result.notes += unmet_void(options.void, found)
     result.notes += leave_unmarked(photos)
     return result
 
@@ -270,8 +276,8 @@ def _frame(results: Sequence[Any]) -> Size | None:
     for result in results:
         if isinstance(result, Mapping):
             sides = result.get('original_width'), result.get('original_height')
-            if all(isinstance(side, int) and side > 0 for side in sides):
-                return sides  # type: ignore[return-value]
+            if frame := frame_of_sides(*sides):
+                return frame
     return None
 
 

@@ -14,7 +14,13 @@ import numpy as np
 
 from ssnet_mm.limits import MAX_PIXELS, open_image
 from ssnet_mm.prepare.drawing import check_points, shape_area
-from ssnet_mm.prepare.labels import ClassNames, fingerprint, leave_unmarked, read_names
+from ssnet_mm.prepare.labels import (
+    ClassNames,
+    fingerprint,
+    leave_unmarked,
+    read_names,
+    unmet_void,
+)
 from ssnet_mm.prepare.source import (
     Annotations,
     BadAnnotationError,
@@ -23,6 +29,7 @@ from ssnet_mm.prepare.source import (
     Mask,
     Options,
     Size,
+    frame_of_sides,
     key_of,
     split_of,
     stem_of,
@@ -54,22 +61,29 @@ def read(folder: Folder, options: Options) -> Annotations:
             content = folder.read_json(name)
             if not _is_labelme(content):
                 raise BadAnnotationError('is JSON of another kind than LabelMe; move it elsewhere')
-            light = _check(folder, name, content)
+            light = _check(content)
+        except BadAnnotationError as error:
+            result.faults.append(f'{where}: {error}')
+            continue
+        rows.append((name, where, light))
+    folder.expect((light['reference'], name) for name, _, light in rows)
+    located = []
+    for name, where, light in rows:
+        try:
+            image, embedded = _find(folder, name, light)
         except BadAnnotationError as error:
             result.faults.append(f'{where}: {error}')
             continue
         found.update(light['labels'])
-        rows.append((name, where, light))
+        located.append((name, where, light, image, embedded))
     names = ClassNames(options.classes or _listed(folder), found, options.void)
     result.classes = names.classes
     used: dict[str, str] = {}
-    for name, where, light in rows:
-        image = light['image']
+    for name, where, light, image, embedded in located:
         if image in used:
             result.faults.append(f'{where}: {used[image]} is about the same photo; keep one')
             continue
         used[image] = where
-        embedded = partial(_embedded, folder, name) if light['embedded'] else None
         result.items.append(
             Item(
                 key=key_of(image),
@@ -79,9 +93,10 @@ def read(folder: Folder, options: Options) -> Annotations:
                 state=partial(str, light['state']),
                 frame=light['frame'],
                 split=split_of(name) or split_of(image),
-                data=embedded,
+                data=partial(_embedded, folder, name) if embedded else None,
             )
         )
+    result.notes += unmet_void(options.void, found)
     result.notes += leave_unmarked([n for n in folder.images if n not in used])
     return result
 
@@ -96,18 +111,11 @@ def _listed(folder: Folder) -> list[str]:
     return read_names(path) if path.is_file() else []
 
 
-def _check(folder: Folder, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+def _check(content: Mapping[str, Any]) -> dict[str, Any]:
     """What has to be known of a file before its shapes are drawn."""
     reference = content.get('imagePath')
     if not isinstance(reference, str) or not reference:
         raise BadAnnotationError('names no photo (imagePath); save it again')
-    embedded = False
-    try:
-        image = folder.find_image(reference, name)
-    except BadAnnotationError:
-        if not isinstance(content.get('imageData'), str):
-            raise
-        embedded, image = True, stem_of(name) + '.png'  # named after the JSON file
     labels = []
     for shape in content['shapes']:
         if not isinstance(shape, Mapping):
@@ -115,11 +123,20 @@ def _check(folder: Folder, name: str, content: Mapping[str, Any]) -> dict[str, A
         if isinstance(shape.get('label'), str):
             labels.append(shape['label'])
     sides = content.get('imageWidth'), content.get('imageHeight')
-    frame = None
-    if all(isinstance(side, int) and side > 0 for side in sides):
-        frame = sides
+    frame = frame_of_sides(*sides)
     state = fingerprint([content['shapes'], sides])
-    return dict(image=image, embedded=embedded, labels=labels, frame=frame, state=state)
+    embedded = isinstance(content.get('imageData'), str)
+    return dict(reference=reference, embedded=embedded, labels=labels, frame=frame, state=state)
+
+
+def _find(folder: Folder, name: str, light: Mapping[str, Any]) -> tuple[str, bool]:
+    """The photo that a JSON file is about, and whether that is in the file itself."""
+    try:
+        return folder.find_image(light['reference'], name), False
+    except BadAnnotationError:
+        if not light['embedded']:
+            raise
+        return stem_of(name) + '.png', True  # named after the JSON file
 
 
 def _embedded(folder: Folder, name: str) -> bytes:
