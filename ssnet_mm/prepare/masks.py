@@ -58,8 +58,9 @@ def open_mask(path: Path, *, lossy: bool = False) -> Image.Image:
         raise BadAnnotationError(f'has more than {MAX_PIXELS / 1e6:.0f} million pixels; shrink it')
     if image.format in _LOSSY and not lossy:
         raise BadAnnotationError('is a JPEG, which changes values near edges; export it as PNG')
-    if image.format not in _LOSSY and getattr(image, 'n_frames', 1) > 1:
-        raise BadAnnotationError(f'holds {image.n_frames} pages; store each mask in its own file')
+    pages = 1 if image.format in _LOSSY else getattr(image, 'n_frames', 1)
+    if pages > 1:
+        raise BadAnnotationError(f'holds {pages} pages; store each mask in its own file')
     if image.format == 'PNG' and image.mode in ('RGB', 'RGBA', 'LA') and data[24] == 16:
         # Pillow keeps the upper half of each
         raise BadAnnotationError('has 16 bits a channel; store class numbers as grey, 8 or 16 bits')

@@ -13,6 +13,7 @@ from ssnet_mm.errors import few
 from ssnet_mm.layers.bilinear import bilinear_kernel
 
 BACKBONE, HEAD = 'backbone.', 'decode_head.'  # what a segmentor's names begin with
+OURS = "ssnet_mm's"  # what the source of our own weights begins with
 
 Shape = tuple[int, ...]
 
@@ -58,6 +59,11 @@ class Conversion:
     input: Input | None = None
     level_scales: tuple[float, ...] | None = None
     errors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ours(self) -> bool:
+        """Whether the weights were trained by this package's own layers."""
+        return self.source.startswith(OURS)
 
     @property
     def summary(self) -> str:

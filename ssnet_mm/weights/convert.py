@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ def convert_weights(
         raise UserError(f'{dest}: a checkpoint ends in {" or ".join(WEIGHTS_SUFFIXES)}')
     if dest.exists() and not overwrite:
         raise UserError(f'{dest} is there already; choose another name, or set overwrite')
+    if bn_batches < 0:
+        raise UserError(f'{bn_batches} batches for batch norm: expected 0 or more (--bn-batches)')
     if cfg is None and (bn_batches or skip):
         raise UserError('estimating batch norm and skipping parameters need a net: give a config')
     if cfg is not None and (num_classes is not None or bn_eps is not None):
@@ -135,6 +138,10 @@ def convert_weights(
         meta['dataset_meta'] = config_meta(cfg)
         if name is not None:
             meta['config'] = name
+    if conversion.input is not None:
+        meta['input'] = asdict(conversion.input)
+    if conversion.bn_eps is not None:
+        meta['bn_eps'] = conversion.bn_eps
     _write(dest, state, to_plain(meta))
     if cfg is not None and name is not None and tested:
         parameters = sum(p.numel() for p in model.parameters())

@@ -24,7 +24,7 @@ from torch import Tensor
 from ssnet_mm.constants import BN_EPS, VGG16_STAGES
 from ssnet_mm.errors import UserError, listed
 
-from .conversion import BACKBONE, CAFFE_BGR, HEAD, IMAGENET_RGB, SSNET_RGB, Conversion
+from .conversion import BACKBONE, CAFFE_BGR, HEAD, IMAGENET_RGB, OURS, SSNET_RGB, Conversion
 from .match import COUNTER, mismatches
 from .network import whole_network
 
@@ -296,7 +296,7 @@ def from_ours(tensors: Tensors) -> Conversion:
     levels = len({key.split('.')[2] for key in tensors if key.startswith(f'{HEAD}scores.')})
     auxiliary = [key for key in tensors if key.startswith('auxiliary_head.')]
     return _convert(
-        f"ssnet_mm's {'FCN8' if levels else 'VGG16'}",
+        f'{OURS} {"FCN8" if levels else "VGG16"}',
         tensors,
         {BACKBONE: ''} if bare else _NOTHING,
         dict.fromkeys(auxiliary, 'an auxiliary head, which prediction does not use'),

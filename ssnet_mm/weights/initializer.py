@@ -8,18 +8,22 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks.wrappers import Conv2d
 from mmengine.logging import MMLogger
 from mmengine.model.weight_init import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssnet_mm.engine.checkpoint import expected_eps, expected_input
 from ssnet_mm.engine.input import other_input
 from ssnet_mm.errors import UserError
+from ssnet_mm.layers import SeparableConv2d
 
 from .conversion import INPUTS, Conversion, with_bn_eps
 from .dialects import SOURCES, detect, without_common_prefix
-from .formats import read_weights
+from .formats import read_meta, read_weights
 from .match import match
 from .split_kernels import with_split_kernels
 
@@ -48,7 +52,11 @@ def load_foreign(
         raise UserError(f'input must be one of {", ".join(INPUTS)}, got {input!r}')
     tensors = without_common_prefix(read_weights(path))
     with named(path):
-        conversion = SOURCES[detect(tensors) if source == 'auto' else source](tensors)
+        source = detect(tensors) if source == 'auto' else source
+        conversion = SOURCES[source](tensors)
+        if source == 'ssnet_mm':  # the weights do not tell themselves
+            meta = read_meta(path)
+            conversion = replace(conversion, input=expected_input(meta), bn_eps=expected_eps(meta))
         if input is not None:
             conversion = replace(conversion, input=INPUTS[input])
         return with_split_kernels(conversion) if factorize else conversion
@@ -182,6 +190,8 @@ def _match(
         conversion = with_bn_eps(conversion, value)
     shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     with named(path):
+        if not conversion.ours:
+            _check_layers(module)
         matched = match(conversion, shapes, skip)
         theirs = matched.level_scales
         if theirs and any('scores.' in key for key in matched.used):
@@ -194,3 +204,20 @@ def _match(
     for warning in other_input(path, matched.input, model):
         MMLogger.get_current_instance().warning(warning)
     return matched
+
+
+def _check_layers(module: nn.Module) -> None:
+    """Refuse layers of VGG16 that compute otherwise with the same parameters."""
+    for name, part in module.named_modules():
+        if 'stages.' not in name or not isinstance(part, ConvModule):
+            continue
+        if type(part.conv) not in (nn.Conv2d, Conv2d, SeparableConv2d):
+            raise UserError(
+                f'{name} is a {type(part.conv).__name__}, which the weights were not trained for; '
+                'set model.backbone.conv_cfg=None'
+            )
+        if part.with_norm and not list(part.norm.parameters()):
+            raise UserError(
+                f'{name} normalises by {type(part.norm).__name__}, and the weights were trained '
+                'without; set model.backbone.norm_cfg=None'
+            )

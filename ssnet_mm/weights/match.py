@@ -135,7 +135,9 @@ def match(
 
 def check_finite(state: Mapping[str, Tensor], used: Mapping[str, str]) -> None:
     """Raise UserError that names the weights which hold NaN or infinity."""
-    bad = [used.get(key, key) for key, tensor in state.items() if not tensor.isfinite().all()]
+    # of 8 bits torch doesn't tell
+    sound = {key: bool(tensor.float().isfinite().all()) for key, tensor in state.items()}
+    bad = [used.get(key, key) for key in state if not sound[key]]
     if bad:
         raise UserError(
             f'NaN or infinity in {few(bad)}; take another file, or leave them out (skip) if they '

@@ -491,6 +491,15 @@ def test_weights_that_are_not_numbers_are_named_and_may_be_left(tmp_path):
     load_into(net, conversion, skip=['fc6'])
 
 
+def test_numbers_of_8_bits_are_read(tmp_path):
+    state = torchvision_vgg(bn=False).state_dict()
+    torch.save({k: v.to(torch.float8_e4m3fn) for k, v in state.items()}, tmp_path / 'a.pth')
+    net = _backbone(False, True)
+    load_into(net, load_foreign(tmp_path / 'a.pth'))
+    first = state['features.0.weight'].to(torch.float8_e4m3fn).float()
+    assert torch.equal(net.stages[0][0].conv.weight, first)
+
+
 def test_the_input_can_be_said_where_names_do_not_tell_it(tmp_path):
     torch.save(torchvision_vgg(bn=False).state_dict(), tmp_path / 'caffe.pth')
     assert load_foreign(tmp_path / 'caffe.pth').input == IMAGENET_RGB

@@ -18,8 +18,11 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from mmseg.registry import MODELS
 
 from ssnet_mm import VGG16
+from ssnet_mm.engine.checkpoint import read_checkpoint, trained_otherwise
+from ssnet_mm.engine.input import Input
 from ssnet_mm.errors import UserError
 from ssnet_mm.weights import load_foreign
+from ssnet_mm.weights.convert import convert_weights
 
 
 @pytest.fixture
@@ -153,6 +156,53 @@ def test_images_prepared_otherwise_are_a_warning(tmp_path, log, settings, same, 
             '[1.0, 1.0, 1.0], the data_preprocessor gives '
             f'{"RGB" if "bgr_to_rgb" in settings else "BGR"}, mean ['
         )
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_a_converted_file_keeps_what_images_it_expects(tmp_path, log, suffix):
+    torch.save(caffe_weights(0), tmp_path / 'caffe.pth')
+    path = str(tmp_path / f'ours{suffix}')
+    convert_weights(tmp_path / 'caffe.pth', path)
+    net = segmentor(data_preprocessor=dict(type='mmseg.SegDataPreProcessor'))
+    WEIGHT_INITIALIZERS.build(_cfg(path)).check(net, net)
+    (warning,) = log(logging.WARNING)
+    assert warning.startswith(f'{path}: the weights expect BGR, mean [104.00699,')
+    # and as load_from
+    assert trained_otherwise(path, read_checkpoint(path)['meta'], net, None) == [warning]
+
+
+def test_a_trained_file_keeps_its_images_and_epsilon(tmp_path):
+    cfg = """
+model = dict(
+    backbone=dict(norm_cfg=dict(type='BN', eps=1e-05)),
+    data_preprocessor=dict(bgr_to_rgb=False, mean=[1.0, 2.0, 3.0], std=[1.0, 1.0, 1.0]))
+"""
+    path = tmp_path / 'ours.pth'
+    net = segmentor(norm_cfg=OUR_BN)
+    torch.save(dict(meta=dict(cfg=cfg), state_dict=net.state_dict()), path)
+    conversion = load_foreign(path)
+    assert conversion.input == Input('BGR', (1.0, 2.0, 3.0), (1.0, 1.0, 1.0))
+    assert conversion.bn_eps == 1e-5
+    converted = tmp_path / 'converted.pth'
+    convert_weights(path, converted)
+    assert load_foreign(converted).bn_eps == 1e-3
+
+
+@pytest.mark.parametrize(
+    'settings, told',
+    [
+        (dict(conv_cfg=dict(type='ConvWS')), 'is a ConvWS2d, which the weights were not trained'),
+        (dict(norm_cfg=dict(type='IN')), 'normalises by InstanceNorm2d, and the weights were'),
+    ],
+)
+def test_layers_that_compute_otherwise_are_refused(tmp_path, settings, told):
+    path = tmp_path / 'vgg16.pth'
+    torch.save(torchvision_vgg(bn=False).state_dict(), path)
+    net = VGG16(base_channels=BASE, fc_channels=FC, **settings)
+    with pytest.raises(UserError, match=f'{path}: stages.0.0 {told}'):
+        WEIGHT_INITIALIZERS.build(_cfg(path)).check(net, net)
+    torch.save(dict(state_dict=net.state_dict()), path)  # its own
+    WEIGHT_INITIALIZERS.build(_cfg(path)).check(net, net)
 
 
 def test_a_file_can_be_read_without_a_net(vgg):

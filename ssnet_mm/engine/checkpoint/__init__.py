@@ -22,6 +22,8 @@ from ssnet_mm.engine.checkpoint.reading import (
 )
 from ssnet_mm.engine.checkpoint.training_config import (
     changed,
+    expected_eps,
+    expected_input,
     trained_otherwise,
     training_config,
 )
@@ -37,8 +39,8 @@ from ssnet_mm.engine.checkpoint.work_dir import (
 
 __all__ = [
     'Place', 'allow_history', 'changed', 'check_classes', 'check_finite', 'check_unmixed',
-    'find_checkpoint', 'load_checkpoint', 'load_fitting', 'load_state_dict', 'newest_whole',
-    'numbered_checkpoints', 'pretrained_weights', 'read_checkpoint',
-    'read_to_load', 'trained_otherwise', 'training_config', 'was_read', 'weights_of',
-    'weights_only',
+    'expected_eps', 'expected_input', 'find_checkpoint', 'load_checkpoint', 'load_fitting',
+    'load_state_dict', 'newest_whole', 'numbered_checkpoints', 'pretrained_weights',
+    'read_checkpoint', 'read_to_load', 'trained_otherwise', 'training_config', 'was_read',
+    'weights_of', 'weights_only',
 ]  # fmt: skip

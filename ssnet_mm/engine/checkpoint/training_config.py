@@ -60,8 +60,33 @@ def trained_otherwise(path: str, meta: Any, model: Any, cfg: Config | None) -> l
         cfg: Its config; None where they are but the start for another network.
     """
     before = training_config(meta)
-    notes = other_input(path, trained_input(before), model)
+    notes = other_input(path, expected_input(meta), model)
     return notes if cfg is None else notes + _other_network(path, before.get('model'), cfg)
+
+
+def expected_input(meta: Any) -> Input | None:
+    """The image that a checkpoint's weights expect, by its ``meta``; None where that does not tell.
+
+    A converted file says it itself, another by the config that it was trained with.
+    """
+    given = meta.get('input') if isinstance(meta, Mapping) else None
+    if not isinstance(given, Mapping):
+        return trained_input(training_config(meta))
+    try:
+        mean, std = (tuple(map(float, given[key])) for key in ('mean', 'std'))
+        return Input(str(given['channels']), mean, std)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def expected_eps(meta: Any) -> float | None:
+    """The epsilon of the batch norm that a checkpoint's weights are for, by its ``meta``."""
+    model = training_config(meta).get('model')
+    backbone = model.get('backbone') if isinstance(model, dict) else None
+    norm = backbone.get('norm_cfg') if isinstance(backbone, dict) else None
+    given = norm.get('eps') if isinstance(norm, dict) else None
+    given = meta.get('bn_eps') if given is None and isinstance(meta, Mapping) else given
+    return given if isinstance(given, float) and given >= 0 else None
 
 
 def trained_input(cfg: Mapping[str, Any]) -> Input | None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ssnet_mm.engine.checkpoint import read_checkpoint
 from ssnet_mm.errors import UserError
 from ssnet_mm.limits import check_size, damaged
 
@@ -82,6 +83,13 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f'{path} holds no weights')
     return tensors
+
+
+def read_meta(path: str | os.PathLike[str]) -> Any:
+    """What a checkpoint says of its weights, its ``meta``; None where it says nothing."""
+    path = os.fspath(path)
+    is_checkpoint = format_of(path).read is checkpoints.read
+    return read_checkpoint(path).get('meta') if is_checkpoint else None
 
 
 def format_of(path: str) -> Format:
