@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ssnet_mm.checks.facts import Facts, Reader, facts_of
@@ -28,6 +29,15 @@ class Photo:
     def turned(self) -> bool:
         """Whether EXIF turns it as it is read."""
         return self.facts.orientation != 1
+
+    def small(self) -> NDArray[np.float32] | None:
+        """A thumbnail, (16, 16), of grey values; None of what Pillow doesn't read."""
+        try:
+            with open_image(io.BytesIO(self.data), MAX_PIXELS) as picture:
+                picture.draft('L', (64, 64))  # of a JPEG less is computed
+                return np.asarray(picture.convert('L').resize((16, 16)), np.float32)
+        except Exception:  # decoders raise all kinds
+            return None
 
 
 def read_photo(item: Item) -> Photo:

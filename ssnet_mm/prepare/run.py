@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from mmengine.registry import DefaultScope
 from mmseg.datasets import BaseSegDataset
+from numpy.typing import NDArray
 
 from ssnet_mm.checks import Report, Split, check_splits
 from ssnet_mm.errors import UserError, few
@@ -126,11 +128,11 @@ def prepare(
                 f'{dest} was made with {hex_of(code_of(was))} for {name}, and now it is '
                 f'{hex_of(code_of(now))}; name another folder, or give each class its colour'
             )
-    items, changed = _name(found, folder, photos, record)
+    items, named, changed = _name(found, folder, photos, record)
     listed = listed_splits(folder)
     if listed and not any(item.key in listed for item in items.values()):
         say('note: the lists in ImageSets name none of the photos, and do not count')
-    for line in _assign(record, before, items, listed, val, settings.seed):
+    for line in _assign(record, before, items, named, listed, val, settings.seed):
         say(line)
     destination.begin(record)
     made = {name for name in items if not destination.is_done(name)}
@@ -184,6 +186,7 @@ class _Look:
 
     digest: str
     format: str
+    small: NDArray[np.float32] | None
 
 
 def _look(items: Sequence[Item]) -> tuple[dict[int, _Look], list[str]]:
@@ -192,7 +195,7 @@ def _look(items: Sequence[Item]) -> tuple[dict[int, _Look], list[str]]:
     for i, item in enumerate(progress(items, 'photos')):
         try:
             photo = read_photo(item)
-            looks[i] = _Look(photo.facts.digest, photo.facts.format)
+            looks[i] = _Look(photo.facts.digest, photo.facts.format, photo.small())
         except BadAnnotationError as error:
             faults.append(f'{item.image}: {error}')
     if not looks:
@@ -212,11 +215,11 @@ def _suffix(settings: Settings, before: Record | None, looks: dict[int, _Look]) 
 
 def _name(
     found: Annotations, folder: Folder, looks: dict[int, _Look], record: Record
-) -> tuple[dict[str, Item], list[str]]:
-    """Items by the name they get, entered into the record; and those that have changed since."""
+) -> tuple[dict[str, Item], dict[str, _Look], list[str]]:
+    """Items and looks by the name they get, entered into the record; those changed since."""
     names = {entry.source: name for name, entry in record.images.items()}
     taken = {name.casefold() for name in record.images}
-    items, changed = {}, []
+    items, named, changed = {}, {}, []
     for i, look in looks.items():
         item = found.items[i]
         source = item.image.relative_to(folder.root).as_posix()
@@ -230,14 +233,15 @@ def _name(
             now = look.digest, item.state()
             if now != (entry.digest, entry.state):
                 changed.append(name)
-        items[name] = item
-    return items, changed
+        items[name], named[name] = item, look
+    return items, named, changed
 
 
 def _assign(
     record: Record,
     before: Record | None,
     items: dict[str, Item],
+    looks: Mapping[str, _Look],
     listed: Mapping[str, str],
     val: float | list[str] | None,
     seed: int,
@@ -250,13 +254,14 @@ def _assign(
             entry.digest,
             (items[name].split or listed.get(items[name].key, '')) if name in items else '',
             old[name].split if name in old else '',
+            looks[name].small if name in looks else None,
         )
         for name, entry in record.images.items()
     }
-    splits, how, left_out = assign(candidates, val, seed)
+    splits, how, notes = assign(candidates, val, seed)
     yield f'split: {how}' + (f'; {len(old)} images keep theirs' if old else '')
-    for line in left_out:
-        yield f'note: {line}, and is left out'
+    for note in notes:
+        yield f'note: {note}'
     for name in [name for name in record.images if name not in splits]:
         del record.images[name]
         items.pop(name, None)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ssnet_mm.errors import UserError, few
 
 VAL_SHARE = 0.2
+_FEWEST = 20  # photos whose order tells something
 
 
 @dataclass(frozen=True)
@@ -22,12 +27,14 @@ class Candidate:
         digest: Of its content.
         told: The split that the source says; empty where it doesn't.
         known: The split that it had before; empty where it is new.
+        small: Its thumbnail, where it is at hand.
     """
 
     key: str
     digest: str
     told: str
     known: str
+    small: NDArray[np.float32] | None = None
 
 
 def read_val(text: str) -> float | list[str]:
@@ -67,9 +74,10 @@ def assign(
         seed: Of the draw.
 
     Returns:
-        The splits by name; how they came about; a line for each image that would have been in two
-        splits, and is left out of training.
+        The splits by name; how they came about; notes: a line for each image that would have been
+        in two splits and is left out, and on photos that should not be drawn one by one.
     """
+    notes: list[str] = []
     told = {n: c.told for n, c in candidates.items()}
     if isinstance(val, (list, tuple, set)):
         told, how = _listed(candidates, val), 'by the list'
@@ -83,11 +91,15 @@ def assign(
         val = val if isinstance(val, float) else VAL_SHARE
         told = {n: split if split == 'test' else '' for n, split in told.items()}
         how = f'{val:g} of the images validate, drawn with seed {seed}'
+        if val and _are_frames(candidates.values()):
+            notes.append(
+                'most photos are like the one before them, as frames of a video are; drawn one by '
+                'one they validate what was trained on, so name whole recordings by --val FILE'
+            )
     splits = {n: c.known or told[n] for n, c in candidates.items()}
     by_content: dict[str, list[str]] = defaultdict(list)
     for name, candidate in candidates.items():
         by_content[candidate.digest].append(name)
-    left_out = []
     for names in by_content.values():
         given = {splits[n] for n in names} - {''}
         if not given:
@@ -100,7 +112,7 @@ def assign(
                 splits[name] = kept
             else:
                 first = next(n for n in names if splits.get(n) == kept)
-                left_out.append(f'{name} is the same image as {first}, of {kept}')
+                notes.append(f'{name} is the same image as {first}, of {kept}, and is left out')
                 del splits[name]
     open_contents = [
         (hashlib.blake2b(f'{seed} {digest}'.encode()).digest(), names)
@@ -117,7 +129,19 @@ def assign(
         split = 'val' if missing > 0 and not last else 'train'
         missing -= len(names) if split == 'val' else 0
         splits.update({name: split for name in names if splits.get(name) == ''})
-    return splits, how, left_out
+    return splits, how, notes
+
+
+def _are_frames(candidates: Iterable[Candidate]) -> bool:
+    """Whether photos differ from the next by name half as much as from any, in the median."""
+    ordered = sorted(candidates, key=lambda c: [t.zfill(9) for t in re.split(r'(\d+)', c.key)])
+    small = [c.small for c in ordered if c.small is not None]
+    if len(small) < _FEWEST:
+        return False
+    stack = np.stack(small)
+    mixed = np.random.default_rng(0).permutation(stack)
+    near, far = (np.median(np.abs(np.diff(s, axis=0)).mean((1, 2))) for s in (stack, mixed))
+    return bool(near < far / 2)
 
 
 def _listed(candidates: Mapping[str, Candidate], names: Collection[str]) -> dict[str, str]:

@@ -81,6 +81,21 @@ def test_a_name_tells_one_split_or_none(name, split):
     assert split_of(name, stem=True) == split
 
 
+@pytest.mark.parametrize('video', [True, False])
+def test_frames_of_a_video_that_are_drawn_one_by_one_are_told(source, run, video):
+    order = np.random.default_rng(0).permutation(24)
+    files = {}
+    for i, shift in enumerate(range(24) if video else order):  # a bright bar that moves
+        image = np.zeros((16, 24, 3), np.uint8)
+        image[:, : shift + 1] = 250
+        files |= {f'images/v_{i + 1}.png': image, f'masks/v_{i + 1}.png': striped(0, 1)}
+    folder = source(files)
+    _, said = run(folder)
+    assert ('note: most photos are like the one before them' in said) is video
+    (folder.parent / 'list').write_text('v_1\nv_2\n')
+    assert 'like the one before' not in run(folder, 'listed', val=str(folder.parent / 'list'))[1]
+
+
 def test_lists_of_vocs_layout_split(source, run):
     files = {
         f'ImageSets/Segmentation/{s}.txt': f'{n}\n' for s, n in dict(val='p1', test='p2').items()
