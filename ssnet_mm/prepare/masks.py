@@ -151,17 +151,23 @@ def check_palettes(paths: Iterable[Path]) -> None:
 
 @lru_cache(maxsize=4)
 def survey(folder: Folder) -> tuple[str, str]:
-    """Which kind of masks a folder holds: 'index', 'binary', 'colours' or none; and why."""
+    """Which kind of masks a folder holds: 'index', 'binary', 'colours' or none; and why.
+
+    Raises:
+        UserError: None of them can be read.
+    """
     paths = all_masks(folder)
     if not paths:
         return '', ''
     counts: Counter[int] = Counter()
     inner: Counter[int] = Counter()
-    looked = 0
-    for path in paths[:: -(-len(paths) // _LOOKED_AT)]:
+    looked, bad = 0, ''
+    sample = paths[:: -(-len(paths) // _LOOKED_AT)]
+    for path in sample:
         try:
             values = stored_values(open_mask(path, lossy=True))
-        except BadAnnotationError:
+        except BadAnnotationError as error:
+            bad = bad or f'{path}: {error}'
             continue  # told when it is read
         if values is None:
             return 'colours', f'{len(paths)} masks, of which {path.name} is a colour picture'
@@ -171,7 +177,7 @@ def survey(folder: Folder) -> tuple[str, str]:
         counts.update(value_counts(values))
         looked += 1
     if not looked:
-        return '', ''
+        raise UserError(f'{bad} (of {len(sample)} masks looked at none can be read)')
     between = sorted(set(counts) - {0, 255, *DEEP_VOID})
     share = sum(counts[v] for v in between) / sum(counts.values())
     shown = ', '.join(map(str, sorted(counts)[:6])) + (', ...' if len(counts) > 6 else '')

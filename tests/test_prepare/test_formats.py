@@ -357,6 +357,10 @@ def test_the_original_camvid_is_grouped_into_11_classes(source, run):
             {**two(striped(0, 1), striped(1, 0)), 'a.json': '{"shapes": []}'},
             r'may be index .* or labelme .*; say which by --format',
         ),
+        (
+            two(b'', b''),
+            r'masks/a.png: is empty \(0 bytes\); .* \(of 2 masks looked at none can be',
+        ),
     ],
 )
 def test_what_is_not_clear_is_refused(source, run, files, told):
