@@ -26,9 +26,13 @@ from ssnet_mm.version import __version__
 
 BEST = 'best'  # a file in a work directory that names its best checkpoint
 
-# Progress of loops, and where a checkpoint is the best so far; in tests each class' scores, too.
+# Progress of loops, where a checkpoint is the best so far, and why early stopping ends a training;
+# in tests each class' scores, too.
 _SHOWN = {
-    'train': re.compile(r'(Iter|Epoch)\(\w+\) *\[|The best checkpoint |resumed epoch: '),
+    'train': re.compile(
+        r'(Iter|Epoch)\(\w+\) *\[|The best checkpoint |resumed epoch: |'
+        'the monitored metric did not improve |Monitored metric |Stopping threshold reached: '
+    ),
     'test': re.compile(r'(Iter|Epoch)\(\w+\) *\[|\n\+--'),
 }
 # Warnings that the stacks give in every run of ours, whatever it does.
@@ -204,7 +208,10 @@ class BestHook(Hook):
             score = info.get('best_score')
             scored = '' if score is None else f', {float(score):.2f}'
             tell(runner.logger, f'best checkpoint: {work_dir}/{self._best(runner)}{scored}')
-        else:
-            found = _short(str(info.get('last_ckpt', work_dir)))
+        elif info.get('last_ckpt'):
+            found = _short(str(info['last_ckpt']))
             tell(runner.logger, f'last checkpoint: {found}')
+        else:
+            tell(runner.logger, 'no checkpoint was saved; default_hooks.checkpoint says when')
+            return
         tell(runner.logger, f'next: ssnet_mm test {runner.cfg.filename} {found}')

@@ -103,7 +103,8 @@ class StopHook(Hook):
 
     Where several processes train, all end after the same iteration. Checkpoints are saved before
     the validation that follows, so a resumed training begins with it, unless it was stopped, and so
-    saved again, after. What early stopping has counted is kept in checkpoints.
+    saved again, after. What early stopping has counted is kept in checkpoints; where it ends a
+    training, the last state is saved.
 
     Args:
         signals: Entered.
@@ -151,11 +152,18 @@ class StopHook(Hook):
         """Stop between two epochs."""
         if not _by_epoch(runner):
             return  # it is the whole training
-        hook = _checkpoint_hook(runner)
-        if self._passing and hook and hook.last_ckpt and is_main_process():
-            os.unlink(self._passing)
-            self._passing = None
+        self._remove_passing(runner)
         self._stop(runner, self._agreed(runner), runner.iter, runner.epoch + 1)
+
+    def after_train(self, runner: Runner) -> None:
+        """Save what is trained where a hook, as early stopping, ends it between checkpoints."""
+        hook = _checkpoint_hook(runner)
+        if not _ended_early(runner) or hook is None or not hook.save_last:
+            return
+        if hook.by_epoch and not _by_epoch(runner):
+            return  # the end of the training is the end of its only epoch, and was saved
+        save_now(runner, runner.iter, runner.epoch, amid_epoch=False, validated=False)
+        self._remove_passing(runner)
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -169,10 +177,11 @@ class StopHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Stop between validation and training."""
-        self._note(runner, runner.iter)
         number = self._agreed(runner)
-        ends = runner.iter >= runner.max_iters or getattr(runner.train_loop, 'stop_training', False)
-        if not ends:
+        if _ended_early(runner):
+            return  # nothing noted: resumed, the run begins with this validation, and ends by it
+        self._note(runner, runner.iter)
+        if runner.iter < runner.max_iters:
             self._stop(runner, number, runner.iter, runner.epoch, validated=True)
 
     def _note(self, runner: Runner, validated: int | None) -> None:
@@ -180,6 +189,12 @@ class StopHook(Hook):
         counts = [[h.monitor, h.wait_count, h.best_score] for h in _early_stopping_hooks(runner)]
         runner.message_hub.update_info('iter_validated', validated)
         runner.message_hub.update_info('early_stopping', counts)
+
+    def _remove_passing(self, runner: Runner) -> None:
+        hook = _checkpoint_hook(runner)
+        if self._passing and hook and hook.last_ckpt and is_main_process():
+            os.unlink(self._passing)
+            self._passing = None
 
     def _agreed(self, runner: Runner) -> int:
         """The signal that any of the processes has noted; 0 if none, or while gradients gather."""
@@ -214,6 +229,11 @@ class StopHook(Hook):
 
 def _by_epoch(runner: Runner) -> bool:
     return hasattr(runner.train_loop, 'run_epoch')
+
+
+def _ended_early(runner: Runner) -> bool:
+    """Whether a hook has told the loop to end."""
+    return bool(getattr(runner.train_loop, 'stop_training', False))
 
 
 def _checkpoint_hook(runner: Runner) -> CheckpointHook | None:

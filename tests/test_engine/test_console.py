@@ -165,6 +165,27 @@ custom_hooks += [
     assert scores[-1] in scores[:-1]
 
 
+@pytest.mark.parametrize('saved', [True, False])
+def test_a_training_that_ends_early_says_why_and_what_it_has_saved(
+    tiny_config, tmp_path, saved, capsys
+):
+    config, work = (
+        tiny_config(f"""
+train_cfg.update(max_iters=40, val_interval=1)
+default_hooks['checkpoint'].update(interval=40, save_last={saved})
+custom_hooks += [dict(type='EarlyStoppingHook', monitor='mIoU', patience=1, min_delta=100.0)]
+"""),
+        tmp_path / 'work',
+    )
+    train(config, work)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith('the monitored metric did not improve in the') for line in lines)
+    end = [f'last checkpoint: {work}/iter_2.pth', f'next: ssnet_mm test {config} {work}/iter_2.pth']
+    end = end if saved else ['no checkpoint was saved; default_hooks.checkpoint says when']
+    assert lines[-len(end) :] == end
+    assert (work / 'iter_2.pth').is_file() == saved
+
+
 @pytest.mark.parametrize('name', ['WandbVisBackend', 'MLflowVisBackend', 'TensorboardVisBackend'])
 def test_services_that_the_documents_name_are_there(name):
     assert VISBACKENDS.get(name) is not None

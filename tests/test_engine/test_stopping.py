@@ -162,6 +162,45 @@ def test_early_stopping_counts_on_when_a_run_is_resumed(
     assert train(config, tmp_path / 'work', resume=True) == {}  # it has ended
 
 
+class End(Hook):
+    """End the training after an iteration, as a hook of one's own may."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        runner.train_loop.stop_training |= runner.iter + 1 == self.iteration
+
+
+@pytest.mark.parametrize(
+    ('changes', 'name'),
+    [
+        ('', 'iter_2.pth'),
+        (EPOCHS, 'epoch_2.pth'),
+        (EPOCHS + "default_hooks['checkpoint'].update(by_epoch=False)\n", 'iter_8.pth'),
+        ("default_hooks['checkpoint'].update(by_epoch=True)\n", 'epoch_1.pth'),
+    ],
+)
+@pytest.mark.parametrize('own', [False, True])
+def test_a_training_that_a_hook_ends_between_checkpoints_saves_its_last_state(
+    tiny_config, tmp_path, changes, name, own
+):
+    rare = "default_hooks['checkpoint'].update(interval=100, save_best='mIoU')\n"
+    impatient = PATIENT.replace('patience=2', 'patience=1')
+    alone = PATIENT.partition('custom_hooks')[0]
+    config = tiny_config(changes + (alone if own else impatient) + rare)
+    done = 8 if EPOCHS in changes else 2
+    hooks = [End(done - 1 if EPOCHS in changes else done)] if own else []
+    assert max(train(config, tmp_path / 'work', hooks)) == done
+    assert [p.name for p in (tmp_path / 'work').glob('[ei]*_*.pth')] == [name]
+    saved = torch.load(tmp_path / 'work' / name, weights_only=True)
+    assert saved['meta']['iter'] == done and 'optimizer' in saved
+    if not own:  # resumed, it begins with the validation that ended it
+        count = At(None, 0, None)
+        assert train(config, tmp_path / 'work', [count], resume=True) == {}
+        assert count.validated == [done]
+
+
 def test_a_run_that_is_resumed_at_the_end_of_a_shorter_one_validates_as_a_longer_one(
     tiny_config, tmp_path
 ):
