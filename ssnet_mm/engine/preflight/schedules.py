@@ -230,13 +230,16 @@ def check_schedule(
             )
     decays = [s for s in schedulers if not _is_warmup(s)]
     if decays and decays == [s for s in decays if hasattr(s, 'end') and s.end < _ENDLESS]:
-        final = max(decays, key=lambda scheduler: scheduler.end)
-        total = last[final.by_epoch]
-        if final.end < total:
-            to_zero = not getattr(final, 'end_factor', getattr(final, 'eta_min', None))
+        final = max(decays, key=_freezes_at)
+        end, total = _freezes_at(final), last[final.by_epoch]
+        if end < total:
+            # after its last period the rate stays short of the least
+            to_zero = not hasattr(final, 'periods') and not getattr(
+                final, 'end_factor', getattr(final, 'eta_min', None)
+            )
             rate = 'a rate of 0, which learns nothing' if to_zero else 'the rate where it ended'
             warnings.append(
-                f'param_scheduler ends at {final.end}, the training at {total}: the rest is '
+                f'param_scheduler ends at {end}, the training at {total}: the rest is '
                 f'trained at {rate}; {_mend(cfg, schedulers.index(final), total)}'
             )
     return warnings
@@ -244,9 +247,17 @@ def check_schedule(
 
 def _end(scheduler: Any) -> int:
     """Where a schedule has done all it does."""
-    length = getattr(scheduler, 'step_size', getattr(scheduler, 'total_steps', 0))
+    periods = sum(getattr(scheduler, 'periods', ()))
+    length = getattr(scheduler, 'step_size', getattr(scheduler, 'total_steps', periods))
     steps = max(getattr(scheduler, 'milestones', None) or [length])
     return int(scheduler.begin + steps if steps else scheduler.end)
+
+
+def _freezes_at(scheduler: Any) -> int:
+    """From where on a schedule leaves the rate as it is."""
+    return int(
+        min(scheduler.end, _end(scheduler)) if hasattr(scheduler, 'periods') else scheduler.end
+    )
 
 
 def _is_warmup(scheduler: Any) -> bool:

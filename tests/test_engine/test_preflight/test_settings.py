@@ -265,6 +265,7 @@ def test_what_would_fail_later_or_do_nothing_fails_before_anything_is_written(
         SCHEDULE.format('PolyLR', ''),  # ends with the training
         SCHEDULE.format('CosineAnnealingLR', 'T_max=2'),
         SCHEDULE.format('MultiStepLR', 'milestones=[1]'),
+        SCHEDULE.format('CosineRestartLR', 'periods=[1, 1], restart_weights=[1, 1], eta_min=0.0'),
         SCHEDULE.format('OneCycleLR', 'eta_max=0.1'),
         SCHEDULE.format('LinearLR', 'start_factor=0.1, end=1'),  # a warm-up, then constant
         'param_scheduler = []',
@@ -324,6 +325,10 @@ def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
         ('', r'param_scheduler.0 \(PolyLR\) ends at iteration 4, the training at 2'),
         (SCHEDULE.format('PolyLR', 'end=1'), 'ends at 1, the training at 2: .* a rate of 0, which'),
         (SCHEDULE.format('PolyLR', 'end=1, eta_min=1e-3'), 'is trained at the rate where it ended'),
+        (SCHEDULE.format('CosineRestartLR', 'periods=[1], eta_min=0.0'),
+         'ends at 1, the training at 2: the rest is trained at the rate where it ended'),
+        (SCHEDULE.format('CosineRestartLR', 'periods=[1, 9], restart_weights=[1, 1], eta_min=0.0'),
+         r'param_scheduler.0 \(CosineRestart\S+\) ends at iteration 10, the training at 2'),
         ("param_scheduler = []\noptim_wrapper['optimizer']['lr'] = 0.0",
          'every learning rate is 0, so that nothing will be learned'),
         (SCHEDULE.format('MultiStepLR', 'milestones=[1, 60]'), 'ends at iteration 60, the train'),
