@@ -337,6 +337,24 @@ def test_a_whole_checkpoint_of_elsewhere_is_gone_on_with_where_there_is_none_yet
     assert set(train(config, work, train_cfg__max_iters=4, **options)) == {4}
 
 
+@pytest.mark.parametrize('place', ['', "out_dir='elsewhere', "])
+def test_a_run_of_which_the_best_checkpoint_alone_is_left_is_not_started_anew(
+    tiny_config, tmp_path, monkeypatch, place
+):
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(f"default_hooks['checkpoint'].update({place}save_best='mIoU')\n")
+    train(config, tmp_path / 'work')
+    (best,) = tmp_path.rglob('best_mIoU_iter_2.pth')
+    for left in [*tmp_path.rglob('iter_*.pth'), tmp_path / 'work' / 'last_checkpoint']:
+        left.unlink()
+    before = best.read_bytes()
+    with pytest.raises(
+        UserError, match='holds no checkpoint that --resume can go on from, but .*b'
+    ):
+        train(config, tmp_path / 'work', resume=True)
+    assert best.read_bytes() == before
+
+
 def test_the_advice_to_remove_checkpoints_can_be_pasted_into_a_shell(tiny_config, tmp_path):
     work = tmp_path / "one's own"
     work.mkdir()

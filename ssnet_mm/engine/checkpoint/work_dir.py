@@ -132,11 +132,22 @@ def _names(folder: str) -> list[str]:
 def check_unmixed(
     work_dir: str, load_from: str | None, resume: bool, cfg: Mapping[str, Any] | None = None
 ) -> None:
-    """UserError where a training would mix its checkpoints with those of an earlier one."""
+    """UserError where a training would mix its checkpoints with those of an earlier one.
+
+    Also where it is to go on with that one, of which the best checkpoints alone are left: they are
+    without optimizer.
+    """
     held = numbered_checkpoints(work_dir, cfg)
     newest = [os.path.abspath(path) for path in held[:1]]
     for folder in dict.fromkeys((work_dir, Place.of(work_dir, cfg).folder)):
         held += sorted(os.path.join(folder, n) for n in _names(folder) if n.startswith('best_'))
+    if resume and load_from is None and held and not newest:
+        raise UserError(
+            f'{work_dir} holds no checkpoint that --resume can go on from, but {held[0]} of an '
+            'earlier training, without its optimizer; start from its weights by --cfg-options '
+            f'load_from={held[0]} and another --work-dir, without --resume, or remove it: rm '
+            f'{shlex.quote(os.path.dirname(held[0]))}/*.pth'
+        )
     given = load_from and os.path.abspath(load_from)
     older = [os.path.abspath(path) for path in held if os.path.abspath(path) not in newest]
     goes_on = given is None or given in newest or (bool(newest) and given not in older)
