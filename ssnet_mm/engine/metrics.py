@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ class ReportMetric(BaseMetric):
         return {'mBoundaryIoU': round(scores.means()['mBoundaryIoU'], 2)}
 
 
-def check_outputs(evaluator: Any, datasets: Iterable[Any]) -> None:
+def check_outputs(evaluator: Any, datasets: Iterable[Any], others: Iterable[Any] = ()) -> None:
     """Would each image's result be written to a file of its own, and over none of the data?
 
     mmseg's metrics name them by the image's name alone, without its folder and suffix.
@@ -136,10 +137,11 @@ def check_outputs(evaluator: Any, datasets: Iterable[Any]) -> None:
     Args:
         evaluator: The config's metrics.
         datasets: Those tested.
+        others: Those of training, of which nothing is written.
 
     Raises:
         UserError: One would overwrite another's, or a label map or an image; or there are too many
-            classes for it.
+            classes for it; or they would go where no folder can be.
     """
     metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
     folders = {
@@ -149,7 +151,17 @@ def check_outputs(evaluator: Any, datasets: Iterable[Any]) -> None:
     }
     if not folders:
         return
+    for folder in folders:
+        there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise UserError(
+                f"results can't be written into {folder}: {there} is no folder that may be written "
+                'to; name another folder'
+            )
     seen: dict[str, str] = {}
+    for dataset in others:
+        for i in range(len(dataset)):
+            _check_kept(dataset.get_data_info(i), folders)
     for dataset in datasets:
         meta = getattr(dataset, 'metainfo', {})
         if len(meta.get('classes') or ()) + bool(meta.get('reduce_zero_label')) > 256:
@@ -160,12 +172,18 @@ def check_outputs(evaluator: Any, datasets: Iterable[Any]) -> None:
         for i in range(len(dataset)):
             info = dataset.get_data_info(i)
             image = info['img_path']
-            for path in filter(None, (image, info.get('seg_map_path'))):
-                if Path(path).resolve().parent in folders:
-                    raise UserError(f'results would be written over {path}; name another folder')
+            _check_kept(info, folders)
             other = seen.setdefault(Path(image).stem, image)
             if other != image:
                 raise UserError(
                     f'the results of {other} and {image} would be written to one file; test them '
                     'one after the other, into different folders'
                 )
+
+
+def _check_kept(info: Mapping[str, Any], folders: Set[Path]) -> None:
+    """UserError where a sample's image or label map lies where results would be written."""
+    for path in filter(None, (info['img_path'], info.get('seg_map_path'))):
+        # a link is written through, from its own folder
+        if {Path(path).parent.resolve(), Path(path).resolve().parent} & folders:
+            raise UserError(f'results would be written over {path}; name another folder')

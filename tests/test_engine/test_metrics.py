@@ -102,6 +102,46 @@ def test_results_are_not_written_over_the_data(tiny_config, tiny_data, tmp_path,
     assert (tiny_data / 'SegmentationClass' / '0.png').read_bytes() == before
 
 
+@pytest.mark.parametrize('linked', [False, True])
+@pytest.mark.parametrize('stage', ['train', 'val'])
+def test_a_validation_does_not_write_over_the_data(
+    tiny_config, tiny_data, tmp_path, fails, stage, linked
+):
+    masks = tiny_data / f'masks_{stage}'
+    shutil.copytree(tiny_data / 'SegmentationClass', masks)
+    if linked:
+        for mask in masks.iterdir():
+            mask.unlink()
+            mask.symlink_to(tiny_data / 'SegmentationClass' / mask.name)
+    config = tiny_config(f"""
+val_evaluator = dict(val_evaluator, output_dir={str(masks)!r})
+prefix = dict(img_path='JPEGImages', seg_map_path='masks_{stage}')
+{stage}_dataloader = dict(
+    {stage}_dataloader, dataset=dict({stage}_dataloader['dataset'], data_prefix=prefix))
+""")
+    before = (masks / '0.png').read_bytes()
+    line = fails('train', config, '--work-dir', tmp_path / 'new')
+    assert f'results would be written over {masks}/0.png; name another folder' in line
+    assert (masks / '0.png').read_bytes() == before and not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('below', ['', 'out'])
+def test_results_that_go_into_a_file_are_one_line(tiny_config, tiny_data, tmp_path, fails, below):
+    file = tiny_data / 'train.txt'
+    config, checkpoint = _trained(
+        tiny_config, tmp_path,
+        f'val_evaluator = dict(val_evaluator, output_dir={str(file / below)!r})\n',
+    )  # fmt: skip
+    work = ['--work-dir', tmp_path / 'new']
+    for arguments in (
+        ['train', config, *work],
+        ['test', config, checkpoint, *work, '--out', file / below],
+    ):
+        line = fails(*arguments)
+        assert f"can't be written into {file / below}: {file} is no folder that may be" in line
+        assert not (tmp_path / 'new').exists()
+
+
 def test_results_that_nobody_writes_may_share_a_name(tiny_config):
     class Data(list):
         def get_data_info(self, index):

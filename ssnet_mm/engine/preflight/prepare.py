@@ -135,8 +135,9 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     if path and resume:
         position, changed = resuming.keep_seed(cfg, checkpoint['meta'])
         notes += changed + resuming.changed_settings(path, checkpoint['meta'], cfg)
-    if mode == 'test':
-        check_outputs(cfg.get('test_evaluator'), [built for *_, built in datasets])
+    trained = [built for where, _, built in datasets if where.startswith('train_')]
+    scored = [built for where, _, built in datasets if not where.startswith('train_')]
+    check_outputs(cfg.get(f'{"val" if mode == "train" else mode}_evaluator'), scored, trained)
     evaluator = build_evaluator(cfg, mode)
     parts = [
         part
