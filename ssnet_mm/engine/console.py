@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 
 from ssnet_mm.engine.disk import raise_unwritten
 from ssnet_mm.errors import few
-from ssnet_mm.files import atomic_write
+from ssnet_mm.files import atomic_write, name_in
 from ssnet_mm.version import __version__
 
 BEST = 'best'  # a file in a work directory that names its best checkpoint
@@ -207,7 +207,8 @@ class BestHook(Hook):
             found = os.path.join(work_dir, BEST)
             score = info.get('best_score')
             scored = '' if score is None else f', {float(score):.2f}'
-            tell(runner.logger, f'best checkpoint: {work_dir}/{self._best(runner)}{scored}')
+            best = self._best(runner) or name_in(os.path.join(runner.work_dir, BEST))
+            tell(runner.logger, f'best checkpoint: {work_dir}/{best}{scored}')
         elif info.get('last_ckpt'):
             found = _short(str(info['last_ckpt']))
             tell(runner.logger, f'last checkpoint: {found}')

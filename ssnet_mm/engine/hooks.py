@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
@@ -19,11 +20,14 @@ from ssnet_mm.engine.checkpoint import (
     Place,
     allow_history,
     check_finite,
+    chosen_otherwise,
     find_checkpoint,
     load_state_dict,
     pretrained_weights,
     read_checkpoint,
     read_to_load,
+    scored_otherwise,
+    training_config,
     was_read,
     weights_of,
 )
@@ -94,9 +98,39 @@ def keep_own_files(checkpoint: dict[str, Any], place: Place) -> None:
         ) and os.path.isfile(own):
             info[key] = own
         else:
-            del info[key]
+            _forget(checkpoint, key)
     if 'keep_ckpt_ids' in info:
         info['keep_ckpt_ids'] = [i for i in info['keep_ckpt_ids'] if type(i) is int]
+
+
+def forget_best(checkpoint: dict[str, Any], cfg: Config) -> list[str]:
+    """Have a checkpoint hold no best score that scores to come can't be compared with, in place.
+
+    Returns:
+        A note, if it held one.
+    """
+    before = training_config(checkpoint.get('meta'))
+    scored, chosen = scored_otherwise(before, cfg), chosen_otherwise(before, cfg)
+    info = checkpoint.get('message_hub', {}).get('runtime_info', {})
+    stale = []
+    if scored or chosen:
+        stale += [key for key in info if key.startswith(('best_score', 'best_ckpt'))]
+    if scored:
+        stale += [key for key in info if key == 'early_stopping' and info[key]]
+    for key in stale:
+        _forget(checkpoint, key)
+    if not stale:
+        return []
+    changes = '; '.join(filter(None, (scored, chosen)))
+    return [
+        f'the best score until now is not compared with those to come: {changes}; its checkpoint '
+        'stays'
+    ]
+
+
+def _forget(checkpoint: dict[str, Any], key: str) -> None:
+    for part in ('runtime_info', 'resumed_keys'):  # mmengine warns of what only the second has
+        checkpoint['message_hub'].get(part, {}).pop(key, None)
 
 
 @HOOKS.register_module()
@@ -143,6 +177,9 @@ class PlainCheckpointHook(Hook):
         # a field of old versions, which resuming would run as Python to compare numbers of GPUs
         checkpoint.get('meta', {}).pop('config', None)
         keep_own_files(checkpoint, Place.of(runner.work_dir, runner.cfg))
+        if runner._resume:
+            for note in forget_best(checkpoint, runner.cfg):
+                runner.logger.warning(note)
         if self.strict:
             source = runner._load_from or 'the checkpoint'
             load_state_dict(runner.model, weights_of(checkpoint, source), source)

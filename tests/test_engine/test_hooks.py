@@ -2,6 +2,7 @@ import collections
 import enum
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -14,7 +15,7 @@ from mmengine.runner import Runner
 
 from ssnet_mm.engine import launch
 from ssnet_mm.engine.checkpoint import find_checkpoint, read_to_load
-from ssnet_mm.engine.hooks import PlainCheckpointHook, restore_history, to_plain
+from ssnet_mm.engine.hooks import PlainCheckpointHook, forget_best, restore_history, to_plain
 from ssnet_mm.errors import UserError
 
 Point = collections.namedtuple('Point', 'x y')
@@ -298,3 +299,46 @@ def test_a_note_of_the_last_checkpoint_that_names_none_is_none(tiny_config, tmp_
     (work / 'last_checkpoint').write_text(noted)
     train(tiny_config(), work, resume=True)
     assert (work / 'iter_2.pth').is_file()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'note', 'left'),
+    [
+        ({'val_dataloader.num_workers': 1, 'default_hooks.checkpoint.interval': 9}, None, True),
+        (
+            {'val_dataloader.dataset.data_root': 'moved', 'val_evaluator.output_dir': 'o'},
+            None,
+            True,
+        ),
+        ({'default_hooks.checkpoint.save_best': 'mIoU'}, 'save_best aAcc .config: mIoU.; ', True),
+        ({'val_dataloader.dataset.ann_file': 'a.txt'}, 'ann_file train.txt .config: a.txt', False),
+        ({'val_evaluator.iou_metrics': ['mDice']}, 'iou_metrics.0 mIoU .config: mDice', False),
+    ],
+)
+def test_a_best_score_counts_as_long_as_it_can_be_compared(tiny_config, changes, note, left):
+    config = tiny_config("default_hooks['checkpoint'].update(save_best='aAcc')")
+    best = {'best_score': 50.0, 'best_ckpt': 'best_aAcc_iter_2.pth'}
+    counts = {'early_stopping': [['aAcc', 1, 50.0]]}
+    info = {**best, **counts}
+    text = launch.load_config(config).pretty_text
+    notes = forget_best(
+        {'meta': {'cfg': text}, 'message_hub': {'runtime_info': info}},
+        launch.load_config(config, changes),
+    )
+    assert len(notes) == (note is not None)
+    assert not notes or re.search(note, notes[0])
+    assert info == {**(best if note is None else {}), **(counts if left else {})}
+
+
+def test_a_best_score_of_another_kind_is_no_yardstick(tiny_config, tmp_path, tool, capsys):
+    for key, more in (('aAcc', []), ('mIoU', ['--resume', '--skip-data-check'])):
+        config = tiny_config(f"""
+train_cfg.update(max_iters={4 if more else 2}, val_interval=2)
+default_hooks['checkpoint'].update(save_best={key!r})
+""")
+        tool('train').main([config, '--work-dir', str(tmp_path / 'work'), *more])
+    printed = capsys.readouterr().out  # of the two aAcc is higher
+    assert 'the best score until now is not compared with those to come: save_best aAcc' in printed
+    assert 'resumed key' not in printed
+    assert (tmp_path / 'work' / 'best_aAcc_iter_2.pth').is_file()
+    assert list((tmp_path / 'work').glob('best_mIoU_*.pth'))

@@ -22,8 +22,10 @@ from ssnet_mm.engine.checkpoint.reading import (
 )
 from ssnet_mm.engine.checkpoint.training_config import (
     changed,
+    chosen_otherwise,
     expected_eps,
     expected_input,
+    scored_otherwise,
     trained_otherwise,
     training_config,
 )
@@ -39,8 +41,8 @@ from ssnet_mm.engine.checkpoint.work_dir import (
 
 __all__ = [
     'Place', 'allow_history', 'changed', 'check_classes', 'check_finite', 'check_unmixed',
-    'expected_eps', 'expected_input', 'find_checkpoint', 'load_checkpoint', 'load_fitting',
-    'load_state_dict', 'newest_whole', 'numbered_checkpoints', 'pretrained_weights',
-    'read_checkpoint', 'read_to_load', 'trained_otherwise', 'training_config', 'was_read',
-    'weights_of', 'weights_only',
+    'chosen_otherwise', 'expected_eps', 'expected_input', 'find_checkpoint', 'load_checkpoint',
+    'load_fitting', 'load_state_dict', 'newest_whole', 'numbered_checkpoints', 'pretrained_weights',
+    'read_checkpoint', 'read_to_load', 'scored_otherwise', 'trained_otherwise', 'training_config',
+    'was_read', 'weights_of', 'weights_only',
 ]  # fmt: skip

@@ -20,6 +20,10 @@ _TRAINING_ALONE = {  # what of their settings does nothing in a test
     'ignore_index', 'init_cfg', 'loss_decode', 'momentum', 'norm_eval', 'pretrained',
     'requires_grad', 'sampler', 'train_cfg', 'with_cp',
 }  # fmt: skip
+_NOT_SCORED = {  # what may change of a validation whose scores are compared all the same
+    'batch_size', 'data_root', 'num_workers', 'output_dir', 'persistent_workers', 'pin_memory',
+    'prefetch_factor',
+}  # fmt: skip
 
 
 def training_config(meta: Any) -> dict[str, Any]:
@@ -121,6 +125,25 @@ def changed(
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
     triples = ((name, theirs.get(name, 'unset'), ours.get(name, 'unset')) for name in names)
     return few('{} {} (config: {})'.format(*map(_shown, triple)) for triple in triples)
+
+
+def scored_otherwise(before: Mapping[str, Any], now: Mapping[str, Any] | Config) -> str:
+    """Some of the settings in which the validations of two configs differ, as ``changed``."""
+    parts = [key for key in ('val_dataloader', 'val_evaluator') if before.get(key) and now.get(key)]
+    return changed(before, now, parts, _NOT_SCORED)
+
+
+def chosen_otherwise(before: Mapping[str, Any], now: Mapping[str, Any] | Config) -> str:
+    """Some of the settings by which two configs choose the best checkpoint, as ``changed``."""
+    if 'default_hooks' not in before:  # then nothing is known of it
+        return ''
+    hooks = [cfg.get('default_hooks') for cfg in (before, now)]
+    found = [hook.get('checkpoint') if isinstance(hook, Mapping) else None for hook in hooks]
+    theirs, ours = (
+        {key: part.get(key) for key in ('save_best', 'rule')} if isinstance(part, Mapping) else {}
+        for part in found
+    )
+    return changed(theirs, ours, {**theirs, **ours}, ())
 
 
 def _shown(text: str) -> str:

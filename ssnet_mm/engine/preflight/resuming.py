@@ -23,7 +23,10 @@ from ssnet_mm.engine.preflight import schedules
 from ssnet_mm.errors import UserError, few
 
 _IMPLEMENTATION = ('foreach', 'fused')  # of the same steps
-_TRAINED_BY = ('model', 'train_dataloader', 'optim_wrapper', 'custom_hooks')
+_TRAINED_BY = (
+    'model', 'train_dataloader', 'optim_wrapper', 'custom_hooks', 'val_dataloader',
+    'val_evaluator', 'default_hooks',
+)  # fmt: skip
 _LOADED_BY = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
 
 

@@ -594,6 +594,18 @@ def test_resuming_with_another_implementation_of_the_optimizer_keeps_that_of_the
             {'custom_hooks': [dict(type='EMAHook')]},
             r'custom_hooks.0.type PlainCheckpointHook \(config: EMAHook\)',
         ),
+        (
+            {'val_dataloader.dataset.ann_file': ''},
+            r'val_dataloader.dataset.ann_file train.txt \(config: \)',
+        ),
+        (
+            {'val_evaluator.iou_metrics': ['mIoU', 'mDice']},
+            r'val_evaluator.iou_metrics.1 unset \(config: mDice\)',
+        ),
+        (
+            {'default_hooks.checkpoint.save_best': 'mIoU'},
+            r'default_hooks.checkpoint.save_best unset \(config: mIoU\)',
+        ),
     ],
 )
 def test_resuming_by_other_settings_is_told(tiny_config, tmp_path, changes, note):
