@@ -102,7 +102,7 @@ def check_optimizer(
         cfg: The config.
     """
     scaled = (cfg.get('auto_scale_lr') or {}).get('enable')
-    differences = []
+    differences = _other_loop(checkpoint['meta'], cfg)
     saved = checkpoint['optimizer'].get('param_groups', [])
     for theirs, ours in zip(saved, optimizer.param_groups, strict=False):
         # numbers that another optimizer does not have; switches may be of a newer torch
@@ -142,6 +142,20 @@ def check_optimizer(
     if isinstance(done, int) and done >= total:
         return [f'nothing is left to train: {path} has done {done} of {total} {unit}s']
     return []
+
+
+def _other_loop(meta: Mapping[str, Any], cfg: Config) -> list[str]:
+    """Does the config count epochs where the run counted iterations, or the other way round?
+
+    What is done would be taken for as much of the other.
+    """
+    before = training_config(meta).get('train_cfg')
+    if not isinstance(before, Mapping) or not {'max_epochs', 'max_iters'} & {*before}:
+        return []
+    theirs, ours = (
+        'epochs' if 'max_epochs' in loop else 'iterations' for loop in (before, cfg.train_cfg)
+    )
+    return [] if theirs == ours else [f'a train_cfg that counts {theirs} (config: {ours})']
 
 
 def load_state(checkpoint: Mapping[str, Any], optimizer: Any, schedulers: Sequence[Any]) -> None:

@@ -564,6 +564,22 @@ def test_resuming_with_another_rate_or_schedule_is_refused(tiny_config, tmp_path
     assert any('nothing is left to train' in warning for warning in done)
 
 
+@pytest.mark.parametrize('first', ['epochs', 'iterations'])
+def test_resuming_iterations_as_epochs_is_refused(tiny_config, tmp_path, first):
+    fixed = 'param_scheduler = []\n'
+    lines = {
+        'iterations': fixed,
+        'epochs': fixed + "train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)\n"
+        "train_dataloader['sampler'] = dict(type='DefaultSampler', shuffle=True)\n",
+    }
+    work = str(tmp_path / 'w')
+    launch.run(load(tiny_config(lines.pop(first)), work_dir=work), 'train')
+    (second,) = lines
+    message = rf'--resume goes on .*iter_2.pth: a train_cfg that counts {first} \(config: {second}'
+    with pytest.raises(UserError, match=message):
+        launch.run(load(tiny_config(lines[second]), work_dir=work, resume=True), 'train')
+
+
 def test_resuming_with_another_implementation_of_the_optimizer_keeps_that_of_the_run(
     tiny_config, tmp_path
 ):
