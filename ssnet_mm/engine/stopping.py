@@ -223,7 +223,14 @@ class StopHook(Hook):
         path = save_now(runner, iteration, epoch, amid_epoch, validated)
         barrier()  # or the first to leave would have the others ended while they save
         name = signal.Signals(number).name
-        message = f'stopped by {name} after iteration {iteration}; --resume goes on from {path}'
+        left_out = _left_out(runner, _saving_hook(runner, amid_epoch))
+        how = f'--resume goes on from {path}'
+        if left_out:
+            how = (
+                f'--resume can not go on from {path} (default_hooks.checkpoint.{left_out}=False); '
+                f'start from its weights with --cfg-options load_from={path} and another --work-dir'
+            )
+        message = f'stopped by {name} after iteration {iteration}; {how}'
         raise Stopped(message if is_main_process() else '', 128 + number)
 
 
@@ -238,6 +245,20 @@ def _ended_early(runner: Runner) -> bool:
 
 def _checkpoint_hook(runner: Runner) -> CheckpointHook | None:
     return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+
+
+def _saving_hook(runner: Runner, amid_epoch: bool) -> CheckpointHook | None:
+    """The hook by whose settings a checkpoint is saved now; None where it saves ends of epochs."""
+    hook = _checkpoint_hook(runner)
+    return None if hook is None or (hook.by_epoch and amid_epoch) else hook
+
+
+def _left_out(runner: Runner, hook: CheckpointHook | None) -> str:
+    """By which setting a checkpoint is without something that resuming needs; empty if by none."""
+    if hook is not None and not hook.save_optimizer:
+        return 'save_optimizer'
+    scheduled = hook is not None and not hook.save_param_scheduler and runner.param_schedulers
+    return 'save_param_scheduler' if scheduled else ''
 
 
 def _early_stopping_hooks(runner: Runner) -> list[EarlyStoppingHook]:
@@ -273,8 +294,8 @@ def save_now(runner: Runner, iteration: int, epoch: int, amid_epoch: bool, valid
     """
     info = runner.message_hub
     meta = dict(epoch=epoch, iter=iteration)
-    hook = _checkpoint_hook(runner)
-    if hook is not None and not (hook.by_epoch and amid_epoch):
+    hook = _saving_hook(runner, amid_epoch)
+    if hook is not None:
         step = epoch if hook.by_epoch else iteration
         path = os.path.join(str(hook.out_dir), hook.filename_tmpl.format(step))
         if validated or hook.last_ckpt != path:
@@ -283,6 +304,7 @@ def save_now(runner: Runner, iteration: int, epoch: int, amid_epoch: bool, valid
     name = f'iter_{iteration}.pth'
     if amid_epoch:
         info.update_info('passing_checkpoint', name)
+    hook = _checkpoint_hook(runner)
     backend = hook.backend_args if hook else dict(backend='atomic')
     runner.save_checkpoint(runner.work_dir, name, meta=meta, by_epoch=False, backend_args=backend)
     return os.path.join(runner.work_dir, name)

@@ -12,7 +12,7 @@ from helpers.training import train
 from mmengine.hooks import Hook
 
 from ssnet_mm.engine.stopping import SIGNALS, StopSignals, start_worker
-from ssnet_mm.errors import Stopped
+from ssnet_mm.errors import Stopped, UserError
 
 LONGER = """
 train_cfg.update(max_iters=6, val_interval=3)
@@ -111,6 +111,23 @@ def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
     assert sorted(p.name for p in work.glob('iter_*')) == sorted(
         {'epoch_2.pth': []}.get(name, [] if changes == EPOCHS else {name, 'iter_6.pth'})
     )
+
+
+@pytest.mark.parametrize('key', ['save_optimizer', 'save_param_scheduler'])
+@pytest.mark.parametrize('loop', ['', EPOCHS])
+def test_a_stop_promises_no_resuming_from_what_is_saved_in_part(tiny_config, tmp_path, key, loop):
+    left_out = f"default_hooks['checkpoint'].update({key}=False)\n"
+    schedule = "param_scheduler = [dict(type='PolyLR', by_epoch=False)]\n"
+    config, work = tiny_config(LONGER * (not loop) + loop + left_out + schedule), tmp_path / 'work'
+    with pytest.raises(Stopped) as caught:
+        train(config, work, [At('train', 4 if loop else 2, send(signal.SIGTERM))])
+    path = work / ('epoch_1.pth' if loop else 'iter_2.pth')
+    reason = f'(default_hooks.checkpoint.{key}=False)'
+    assert f'--resume can not go on from {path} {reason}; start from' in str(caught.value)
+    assert f'load_from={path} and another --work-dir' in str(caught.value)
+    with pytest.raises(UserError):
+        train(config, work, resume=True)
+    train(config, tmp_path / 'other', load_from=str(path))
 
 
 @pytest.mark.parametrize('interval', [3, 100])  # saved before the validation, or not
