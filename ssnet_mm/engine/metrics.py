@@ -14,6 +14,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ssnet_mm.engine.console import tell
 from ssnet_mm.engine.samples import label_problem, strange_labels
@@ -28,7 +30,8 @@ class ClassIoUMetric(IoUMetric):
 
     Training can keep the checkpoint that is best for one class:
     ``default_hooks.checkpoint.save_best=IoU.car``. A class that neither a label map nor a
-    prediction holds has NaN.
+    prediction holds has NaN, and is left out of the means. One that label maps hold and no
+    prediction does has a precision and an F-score of 0; mmseg leaves it out of both.
 
     Args:
         kwargs: As for ``IoUMetric``.
@@ -43,6 +46,29 @@ class ClassIoUMetric(IoUMetric):
         for sample in [] if self.format_only else data_samples:
             _check_labels(sample, len(self.dataset_meta['classes']), self.ignore_index)
         super().process(data_batch, data_samples)
+
+    @staticmethod
+    def total_area_to_metrics(
+        intersections: Tensor,
+        unions: Tensor,
+        predicted: Tensor,
+        labelled: Tensor,
+        metrics: Sequence[str] = ('mIoU',),
+        nan_to_num: int | None = None,
+        beta: int = 1,
+    ) -> dict[str, NDArray[Any]]:
+        """As mmseg's, of pixels by class; but precision and F-score of a missed class are 0."""
+        areas = intersections, unions, predicted, labelled
+        found = IoUMetric.total_area_to_metrics(*areas, metrics, None, beta)
+        if 'Fscore' in found:
+            # from the areas: of a precision and a recall of 0 there is no harmonic mean
+            share = (1 + beta**2) * intersections / (beta**2 * labelled + predicted)
+            found['Fscore'] = share.numpy()
+            missed = ((labelled > 0) & (predicted == 0)).numpy()
+            found['Precision'] = np.where(missed, 0, found['Precision'])
+        if nan_to_num is None:
+            return found
+        return {name: np.nan_to_num(value, nan=nan_to_num) for name, value in found.items()}
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """The metrics, in percent, from what ``process`` has counted."""

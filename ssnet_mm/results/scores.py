@@ -102,9 +102,10 @@ class Scores:
 
         ``IoU`` is intersection over union; ``accuracy`` what mmseg calls ``Acc``, the share of a
         class' pixels that were found, which is its ``recall``; ``precision`` the share of what was
-        taken for a class that belongs to it. ``boundary_IoU`` is the IoU of the inner bands along
-        the boundaries of truth and prediction (Boundary IoU, https://arxiv.org/abs/2103.16562),
-        added up over all images like the IoU. ``support`` and ``predicted`` are pixels.
+        taken for a class that belongs to it, 0 if the class is there and nothing was taken for it.
+        ``boundary_IoU`` is the IoU of the inner bands along the boundaries of truth and prediction
+        (Boundary IoU, https://arxiv.org/abs/2103.16562), added up over all images like the IoU.
+        ``support`` and ``predicted`` are pixels.
         """
         num = len(self.classes)
         confusion, bands = self.counts[:, : num + 1], self.counts[:, num + 1 :].T
@@ -114,7 +115,7 @@ class Scores:
         return {
             'IoU': _percent(hits, support + predicted - hits),
             'accuracy': recall,
-            'precision': _percent(hits, predicted),
+            'precision': np.where((support > 0) & (predicted == 0), 0, _percent(hits, predicted)),
             'recall': recall,
             'boundary_IoU': _percent(bands[0], bands[1] + bands[2] - bands[0]),
             'support': support,

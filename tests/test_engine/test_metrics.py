@@ -42,6 +42,24 @@ def test_each_class_has_its_score():
     assert scores['aAcc'] == 80
 
 
+def test_a_class_that_is_never_predicted_counts_in_precision_and_f_score():
+    scored = metric('sky', 'road', 'car', 'bus', iou_metrics=['mFscore', 'mDice'])
+    scored.process({}, [sample([[0, 0, 0, 0]], [[0, 0, 1, 2]])])  # and a bus is nowhere
+    scores = scored.evaluate(1)
+    assert scores['mFscore'] == scores['mDice'] == pytest.approx(200 / 3 / 3, abs=0.01)
+    assert scores['mPrecision'] == pytest.approx(50 / 3, abs=0.01)
+    assert scores['mRecall'] == pytest.approx(100 / 3, abs=0.01)
+    areas = (torch.tensor(area) for area in ([2.0, 0, 0], [4.0, 2, 0], [4.0, 1, 0], [2.0, 1, 0]))
+    table = ClassIoUMetric.total_area_to_metrics(*areas, ['mFscore'], beta=2)
+    # (1 + 4) * 2 / (4 * 2 + 4); a road taken for the sky and a sky for the road; no car
+    assert table['Fscore'][:2].tolist() == pytest.approx([5 / 6, 0]) and np.isnan(
+        table['Fscore'][2]
+    )
+    areas = (torch.zeros(1) for _ in range(4))
+    table = ClassIoUMetric.total_area_to_metrics(*areas, ['mFscore'], nan_to_num=-1)
+    assert table['Fscore'] == table['Precision'] == table['Recall'] == -1
+
+
 def test_one_channel_is_scored_as_two_classes():
     scored = metric('background', 'road')
     scored.process({}, [sample([[0.0, 1.0, 1.0, 1.0]], [[0, 0, 1, 1]])])  # as mmseg gives them

@@ -56,6 +56,12 @@ def test_scores_by_hand():
     assert found.confusion.tolist() == [[2, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
 
 
+def test_the_precision_of_a_class_that_is_never_predicted_is_0():
+    found = scores(('sky', 'road', 'bus'), ([[0, 0]], [[0, 1]]))
+    assert [row['precision'] for row in found.rows()] == [50, 0, None]
+    assert found.means()['mPrecision'] == 25
+
+
 def test_boundaries_count_beside_areas():
     truth = np.zeros((100, 100), int)
     truth[20:80, 20:80] = 1
