@@ -91,6 +91,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     if mode == 'train':
         notes += network.check_losses(model, cfg)
     num_classes = getattr(getattr(model, 'module', model), 'num_classes', None)
+    num_processes = int(os.environ.get('WORLD_SIZE', 1))
     loaders = ['train_dataloader', 'val_dataloader'] if mode == 'train' else ['test_dataloader']
     for loader in loaders:
         if cfg.get(loader):
@@ -102,13 +103,12 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
                 if not len(whole[loader]):
                     raise UserError(f'{loader}.dataset of {cfg.filename} gives no image at all')
             if not loader.startswith('train'):
-                schedules.check_scoring(cfg[loader], loader, len(whole[loader]))
+                schedules.check_scoring(cfg[loader], loader, len(whole[loader]), num_processes)
     notes += network.check_meaning(datasets, num_classes)
     with undisturbed():
         notes += check_pipelines(datasets)
     if mode == 'train':
         network.check_heads(model, datasets)
-        num_processes = int(os.environ.get('WORLD_SIZE', 1))
         notes += schedules.check_loop(cfg, len(whole['train_dataloader']), num_processes)
         notes += schedules.check_saving(cfg)
         for weights in pretrained_weights(cfg.model):

@@ -49,6 +49,12 @@ def check_loop(cfg: Config, num_images: int, num_processes: int) -> list[str]:
             'train_dataloader.sampler: with shuffle=False batches hold the same images each time, '
             'as they stand in the list; set shuffle=True'
         )
+    seen = _sliced(loader, num_processes)
+    if seen is not None and seen < num_images:
+        notes.append(
+            f'train_dataloader: num_batch_per_epoch={loader.num_batch_per_epoch} trains on the '
+            f'first {seen} of {num_images} images alone'
+        )
     total = training_length(cfg)
     if cfg.train_cfg.get('val_begin', 1) > total and cfg.get('val_cfg'):
         notes.append(f'train_cfg: val_begin={cfg.train_cfg.val_begin} lies beyond the end, {total}')
@@ -71,7 +77,15 @@ def ends_with_one(cfg: Config, num_images: int) -> bool:
     )
 
 
-def check_scoring(loader: Mapping[str, Any], where: str, num_images: int) -> None:
+def _sliced(loader: Mapping[str, Any], num_processes: int) -> int | None:
+    """How many images from the first on mmengine's Runner keeps; None if it keeps all."""
+    batches = loader.get('num_batch_per_epoch')
+    return None if batches is None else batches * loader.get('batch_size', 1) * num_processes
+
+
+def check_scoring(
+    loader: Mapping[str, Any], where: str, num_images: int, num_processes: int = 1
+) -> None:
     """Does validation, or the test, end, and does it take every image?"""
     if _is_endless(loader):
         raise UserError(
@@ -81,6 +95,12 @@ def check_scoring(loader: Mapping[str, Any], where: str, num_images: int) -> Non
     if loader.get('drop_last') and left:
         raise UserError(
             f'{where}: drop_last leaves {left} of {num_images} images out of the scores'
+        )
+    seen = _sliced(loader, num_processes)
+    if seen is not None and seen != num_images:
+        raise UserError(
+            f'{where}: num_batch_per_epoch={loader["num_batch_per_epoch"]} has {seen} images '
+            f'scored, and there are {num_images}; leave it out'
         )
 
 

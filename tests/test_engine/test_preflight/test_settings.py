@@ -94,6 +94,9 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
          "param_scheduler.0: rule='less' takes low values of mIoU"),
         ("val_dataloader['sampler'] = dict(type='InfiniteSampler')", 'Sampler it never ends'),
         ("val_dataloader.update(batch_size=3, drop_last=True)", 'leaves 1 of 4 images out of the'),
+        ("val_dataloader.update(num_batch_per_epoch=1)",
+         'val_dataloader: num_batch_per_epoch=1 has 1 images scored, and there are 4; leave it'),
+        ("val_dataloader.update(num_batch_per_epoch=3, batch_size=2)", 'has 6 images scored, and'),
         ('val_dataloader = None', 'sets val_cfg and val_evaluator, but not val_dataloader'),
         # the data
         ("other = dict(dataset, metainfo=dict(classes=classes[::-1], palette=palette))\n"
@@ -277,6 +280,8 @@ def test_what_would_fail_later_or_do_nothing_fails_before_anything_is_written(
         'stride=(50, 50))',
         'param_scheduler = []\nval_dataloader = val_cfg = val_evaluator = None',
         'param_scheduler = []\ntrain_dataloader.update(batch_size=9, drop_last=True)',
+        'param_scheduler = []\nval_dataloader.update(num_batch_per_epoch=2, batch_size=2)\n'
+        'train_dataloader.update(num_batch_per_epoch=2)',
         "param_scheduler = []\ntrain_dataloader['dataset'] = dict(type='RepeatDataset', times=2, "
         "dataset=dict(pipeline=train_pipeline, **dataset))",
         "param_scheduler = []\ntrain_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2)\n"
@@ -361,6 +366,8 @@ def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
         ("model['backbone']['frozen_stages'] = 2", '4 layers of model.backbone are frozen, and s'),
         ("train_dataloader['sampler']['shuffle'] = False\nparam_scheduler = []",
          'shuffle=False batches hold the same images each time'),
+        ('train_dataloader.update(num_batch_per_epoch=1)\nparam_scheduler = []',
+         'num_batch_per_epoch=1 trains on the first 2 of 4 images alone'),
         ("train_pipeline[2]['crop_size'] = (96, 96)\nmodel['data_preprocessor']['size'] = (96, 96)",
          'images come to training with 45x37 pixels .* and 81.9% of what is trained on is padding'),
         ("val_dataloader['dataset']['metainfo'] = dict(classes=('x', 'y', 'z'), palette=palette)",
