@@ -63,7 +63,7 @@ def byte_order_marks(split: Split) -> Iterator[Fault]:
 def names_with_suffix(split: Split) -> Iterator[Fault]:
     """A name that has its suffix already gets it a second time."""
     dataset = split.dataset
-    folder = dataset.data_prefix.get('img_path') or ''
+    folder = (getattr(dataset, 'data_prefix', None) or {}).get('img_path') or ''
     for number, name in _lines(split):
         path = os.path.join(folder, name)
         if (
@@ -89,3 +89,15 @@ def repeated_in_training(split: Split) -> Iterator[Fault]:
 def repeated_in_scoring(split: Split) -> Iterator[Fault]:
     """A name listed twice counts twice in the scores."""
     return iter(()) if split.training else _repeated(split)
+
+
+def repeated_in_wrapper(split: Split) -> Iterator[Fault]:
+    """Lists may overlap in ConcatDataset, and RepeatDataset gives each image again."""
+    dataset = split.dataset
+    wraps = hasattr(dataset, 'datasets') or hasattr(dataset, 'dataset')
+    if split.training or not wraps or not hasattr(dataset, 'get_data_info'):
+        return
+    paths = (dataset.get_data_info(i).get('img_path') for i in range(len(dataset)))
+    for path, count in Counter(os.path.abspath(path) for path in paths if path).items():
+        if count > 1:
+            yield Fault(f'{path} ({count} times)')

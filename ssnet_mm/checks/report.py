@@ -72,17 +72,20 @@ def check_lists(split: Split) -> list[Finding]:
     return found.ordered()
 
 
-def check_splits(splits: Sequence[Split], *, whole_config: bool = True) -> Report:
+def check_splits(
+    splits: Sequence[Split], *, wholes: Sequence[Split] = (), whole_config: bool = True
+) -> Report:
     """Read every image and mask of data sets and check them.
 
     Args:
         splits: The data sets.
+        wholes: What some of them are put together to.
         whole_config: Whether these are all the data sets of a config; where they are not, an image
             that none of them lists may be in another.
     """
     found = _Findings()
     totals = {split.where: Totals(split) for split in splits if split.local}
-    for split in splits:
+    for split in (*splits, *wholes):
         for check in OF_LISTS:
             found.add(check, split, check.find(split))
     for sample in scan(splits):

@@ -46,6 +46,13 @@ OF_LISTS = (
         'delete the lines',
         lists.repeated_in_scoring,
     ),
+    Check(
+        'repeated-in-wrapper',
+        'error',
+        'images that data sets put together give more than once count as often in the scores',
+        'list each image in one of them, and use no RepeatDataset',
+        lists.repeated_in_wrapper,
+    ),
 )
 
 # of an image and its mask

@@ -94,13 +94,52 @@ def build_datasets(cfg: Config, loader: str) -> Iterator[Located]:
         yield where, dataset, built
 
 
-def look_at_data(cfg: Config, datasets: Sequence[Located], *, whole_config: bool) -> Report:
+def whole_dataset(dataset: Any, built: Sequence[tuple[Any, Any]]) -> Any:
+    """Build a data set from its config, with the parts of it that are built already.
+
+    Args:
+        dataset: Its config.
+        built: Configs and data sets.
+    """
+
+    def reused(part: Any) -> Any:  # wrappers take no built wrappers
+        return next((dataset for known, dataset in built if known == part), part)
+
+    found = reused(dataset)
+    if found is not dataset:
+        return found
+    config = dict(dataset)
+    if 'datasets' in config:
+        config['datasets'] = [reused(part) for part in config['datasets']]
+    elif 'dataset' in config:
+        config['dataset'] = reused(config['dataset'])
+    try:
+        return DATASETS.build(config)
+    except TypeError:  # some, as MultiImageMixDataset, take no built single one either
+        return DATASETS.build(copy.deepcopy(dict(dataset)))
+
+
+def check_scored_once(where: str, whole: Any) -> None:
+    """UserError where data sets put together give an image to the scores more than once."""
+    for finding in check_lists(Split(where, whole, 0)):
+        if finding.check.severity == 'error':
+            raise UserError(str(finding))
+
+
+def look_at_data(
+    cfg: Config,
+    datasets: Sequence[Located],
+    *,
+    wholes: Sequence[Split] = (),
+    whole_config: bool,
+) -> Report:
     """Read every image and mask of data sets, and check them.
 
     Args:
         cfg: The config.
         datasets: From :func:`check_data` or :func:`build_datasets`; one whose config equals an
             earlier one's is left out.
+        wholes: What some of them are put together to.
         whole_config: Whether these are all that the config has.
     """
     splits = []
@@ -108,7 +147,7 @@ def look_at_data(cfg: Config, datasets: Sequence[Located], *, whole_config: bool
         if all(dataset != other for _, other, _ in datasets[:i]):
             num_classes, ignore_index = _labels(cfg, where, built)
             splits.append(Split(where, built, num_classes, ignore_index))
-    return check_splits(splits, whole_config=whole_config)
+    return check_splits(splits, wholes=wholes, whole_config=whole_config)
 
 
 @weights_only()
@@ -127,15 +166,19 @@ def check_whole_data(cfg: Config, sheet: str | os.PathLike[str]) -> tuple[Report
             written.
     """
     init_default_scope(cfg.get('default_scope') or 'mmseg')
-    datasets = [
-        located
-        for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader')
-        if cfg.get(loader)
-        for located in build_datasets(cfg, loader)
-    ]
+    datasets, wholes = [], []
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(loader):
+            found = list(build_datasets(cfg, loader))
+            datasets += found
+            with config_errors(f'{loader} of {cfg.filename}'):
+                singles = [(dataset, built) for _, dataset, built in found]
+                whole = whole_dataset(cfg[loader]['dataset'], singles)
+            if all(whole is not built for _, built in singles):
+                wholes.append(Split(f'{loader}.dataset', whole, 0))
     if not datasets:
         raise UserError(f'{cfg.filename} has no data loader, so there is no data to check')
-    report = look_at_data(cfg, datasets, whole_config=True)
+    report = look_at_data(cfg, datasets, wholes=wholes, whole_config=True)
     drawn = contact_sheet([totals.split for totals in report.totals])
     if drawn:
         write_result(sheet, drawn)

@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from mmengine.dataset import RepeatDataset
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from PIL import Image
@@ -30,6 +31,7 @@ class Data:
         self.pipeline = READ
         self.settings = {}
         self.lists = {'train': 'train.txt'}
+        self.times = 1  # that RepeatDataset gives each image
 
     def image(self, i):
         return self.root / 'JPEGImages' / f'{i}.jpg'
@@ -59,7 +61,13 @@ class Data:
         return Split(f'{name}_dataloader.dataset', dataset, len(self.classes))
 
     def report(self, **kwargs):
-        return check_splits([self.split(name) for name in self.lists], **kwargs)
+        splits = [self.split(name) for name in self.lists]
+        wholes = [
+            Split(split.where, RepeatDataset(split.dataset, self.times), 0)
+            for split in splits
+            if self.times > 1
+        ]
+        return check_splits(splits, wholes=wholes, **kwargs)
 
     def found(self, **kwargs):
         """The names of the checks that find something."""

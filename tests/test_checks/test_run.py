@@ -73,6 +73,28 @@ def test_spoilt_data_get_exit_code_1_and_all_is_told(run, config, data, tmp_path
     assert '3 kinds of error' in out
 
 
+OVERLAP = """
+test_dataloader = dict(test_dataloader, dataset=dict(type='ConcatDataset', datasets=[
+    dict(pipeline=test_pipeline, **dict(dataset, ann_file=name)) for name in ('val.txt', {!r})]))
+"""
+
+
+@pytest.mark.parametrize('other', ['one.txt', 'val.txt'])
+def test_images_of_two_scored_lists_are_told(run, config, data, tmp_path, other):
+    (data.root / 'one.txt').write_text('3\n')
+    path, named = config(OVERLAP.format(other)), r'3.jpg \(2 times\)'
+    code, out, _ = run('check_data', path, '--out', tmp_path / 'sheet.png')
+    assert code == 1 and '1 kinds of error' in out
+    line = rf'error: test_dataloader.dataset: .*{named}.*; .*\[repeated-in-wrapper\]$'
+    assert re.search(line, out, re.M)
+    cfg = launch.load_config(path, {'work_dir': 'w', 'launcher': 'none'})
+    with pytest.raises(UserError, match=f'^test_dataloader.dataset: images that .*{named}'):
+        prepare.preflight(cfg, 'test', skip_data_check=True)
+    (data.root / 'one.txt').write_text('1\n')
+    if other == 'one.txt':
+        prepare.preflight(cfg, 'test', skip_data_check=True)
+
+
 def test_images_without_masks_make_no_sheet(run, config, tmp_path):
     changes = """
 for loader in (train_dataloader, val_dataloader, test_dataloader):

@@ -149,6 +149,11 @@ def scored_twice(data):
     write_list(data, b'0\n1\n2\n3\n3\n')
 
 
+def scored_again(data):
+    data.lists = {'val': 'train.txt'}
+    data.times = 3
+
+
 # what is done to the data, the check that tells it, and what the message must hold
 SPOILT = {
     'blank line': (lambda d: write_list(d, b'0\n\n1\n2\n3\n'), 'blank-line', 'train.txt line 2'),
@@ -157,6 +162,7 @@ SPOILT = {
     'suffix': (lambda d: write_list(d, b'0.jpg\n1\n2\n3\n'), 'name-with-suffix', '0.jpg .*line 1'),
     'twice': (lambda d: write_list(d, b'0\n1\n2\n3\n3\n'), 'repeated-in-training', '3 .2 times'),
     'scored twice': (scored_twice, 'repeated-in-scoring', '3 .2 times'),
+    'scored again': (scored_again, 'repeated-in-wrapper', r'0.jpg \(3 times\), .*\(4 in all\)'),
     'no image': (lambda d: d.image(2).unlink(), 'missing-image', '2.jpg'),
     'other suffix': (lambda d: rename(d.image(2), '2.JPG'), 'missing-image', 'but there is 2.JPG'),
     'other suffix in the list': (
@@ -272,6 +278,8 @@ ALSO = {
 
 
 def test_sound_data_are_not_complained_of(data):
+    assert data.found() == []
+    data.times = 2  # trained on as often, on purpose
     assert data.found() == []
     data.lists = {'train': ''}  # a folder, without a list
     assert data.found() == []

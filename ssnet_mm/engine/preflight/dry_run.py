@@ -24,7 +24,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.runner import Runner
-from mmseg.registry import DATASETS, PARAM_SCHEDULERS
+from mmseg.registry import PARAM_SCHEDULERS
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -162,31 +162,6 @@ def _watched(optimizer: Any) -> Iterator[list[bool]]:
         yield found
     finally:
         handle.remove()
-
-
-def whole_dataset(dataset: Any, built: Sequence[tuple[Any, Any]]) -> Any:
-    """Build a data set from its config, with the parts of it that are built already.
-
-    Args:
-        dataset: Its config.
-        built: Configs and data sets.
-    """
-
-    def reused(part: Any) -> Any:  # wrappers take no built wrappers
-        return next((dataset for known, dataset in built if known == part), part)
-
-    found = reused(dataset)
-    if found is not dataset:
-        return found
-    config = dict(dataset)
-    if 'datasets' in config:
-        config['datasets'] = [reused(part) for part in config['datasets']]
-    elif 'dataset' in config:
-        config['dataset'] = reused(config['dataset'])
-    try:
-        return DATASETS.build(config)
-    except TypeError:  # some, as MultiImageMixDataset, take no built single one either
-        return DATASETS.build(copy.deepcopy(dict(dataset)))
 
 
 def with_parts(where: str, config: Mapping[str, Any], dataset: Any) -> Iterator[Located]:

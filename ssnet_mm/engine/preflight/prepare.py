@@ -29,14 +29,19 @@ from ssnet_mm.engine.checkpoint import (
 from ssnet_mm.engine.config import build_segmentor, config_errors
 from ssnet_mm.engine.config.nested import dicts, listed_or_single, walk
 from ssnet_mm.engine.config.options import unread_variables
-from ssnet_mm.engine.data import Located, check_data, look_at_data
+from ssnet_mm.engine.data import (
+    Located,
+    check_data,
+    check_scored_once,
+    look_at_data,
+    whole_dataset,
+)
 from ssnet_mm.engine.metrics import check_outputs
 from ssnet_mm.engine.preflight import network, resuming, schedules, settings
 from ssnet_mm.engine.preflight.dry_run import (
     build_evaluator,
     dry_run,
     undisturbed,
-    whole_dataset,
     with_parts,
 )
 from ssnet_mm.engine.preflight.pipelines import check_pipelines
@@ -104,6 +109,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
                     raise UserError(f'{loader}.dataset of {cfg.filename} gives no image at all')
             if not loader.startswith('train'):
                 schedules.check_scoring(cfg[loader], loader, len(whole[loader]), num_processes)
+                check_scored_once(f'{loader}.dataset', whole[loader])
     notes += network.check_meaning(datasets, num_classes)
     with undisturbed():
         notes += check_pipelines(datasets)
