@@ -63,6 +63,11 @@ _KEYS = {
     },
 }  # fmt: skip
 _MULTIPLES = {'lr_mult', 'decay_mult'}  # what it reads for layers of some name
+# Switches that no class has with a bool for its default.
+_SWITCHES = {
+    'enable', 'cudnn_benchmark', 'find_unused_parameters', 'bypass_duplicate', 'by_epoch',
+    'convert_to_iter_based', 'requires_grad',
+}  # fmt: skip
 # Taken out by whoever builds a class, before the class sees its arguments.
 _BUILDER_KEYS = {
     'type', '_scope_', 'constructor', 'paramwise_cfg', 'requires_grad', 'priority', 'by_epoch',
@@ -118,9 +123,14 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> Config:
     _check_spelling(str(cfg.filename))
     _check_nested(cfg)
     variables = {key: value for key, value in options.items() if _is_variable(cfg, key)}
-    for key in options:
+    for key, value in options.items():
         if key not in variables:
             _check_known(cfg, key, options)
+        if isinstance(value, str) and _is_switch(cfg, key, options):
+            raise UserError(
+                f'--cfg-options {key}={value}: it is a switch, for which any word means yes; write '
+                'True or False'
+            )
     values = {name: cfg[name] for name in KNOBS if name in cfg}
     cfg = with_variables(cfg, values)
     for key, value in variables.items():
@@ -286,6 +296,34 @@ def _check_known(cfg: Config, key: str, options: Mapping[str, Any]) -> None:
                     f'{".".join(parts[: i + 1])}{_suggest(cfg, key, known, i)}'
                 )
             return
+
+
+def _is_switch(cfg: Config, key: str, options: Mapping[str, Any]) -> bool:
+    """Whether a setting is on or off: by its value, or else by the default of what reads it."""
+    settings = dict(walk(cfg))
+    if settings.get(key) is not None:
+        return isinstance(settings[key], bool)
+    where, _, name = key.rpartition('.')
+    node = settings.get(where)
+    kind = options.get(f'{where}.type', node.get('type') if isinstance(node, Mapping) else None)
+    readers: list[Any] = [kind]
+    if isinstance(kind, str):
+        readers = [registry.get(kind) for registry in _registries()]
+    elif kind is None:
+        ending = where.rpartition('_')[2]
+        readers = [
+            {'': Runner, 'dataloader': DataLoader, 'randomness': set_random_seed}.get(ending)
+        ]
+    return name in _SWITCHES or any(isinstance(_default(r, name), bool) for r in readers if r)
+
+
+def _default(reader: Any, name: str) -> Any:
+    """What an argument is where it is not given: of a function, or of a class or its parents."""
+    functions = [reader]
+    if inspect.isclass(reader):
+        functions = [vars(c)['__init__'] for c in reader.__mro__[:-1] if '__init__' in vars(c)]
+    found = (inspect.signature(function).parameters.get(name) for function in functions)
+    return next((parameter.default for parameter in found if parameter is not None), None)
 
 
 def _known_keys(node: Mapping[str, Any], where: str) -> set[str] | None:

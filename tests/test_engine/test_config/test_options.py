@@ -5,7 +5,7 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, EMAHook, LoggerHook
 
 from ssnet_mm.engine.config import load_config
-from ssnet_mm.engine.config.nested import plain
+from ssnet_mm.engine.config.nested import plain, walk
 from ssnet_mm.engine.config.options import READ, hands_on, unread_variables
 from ssnet_mm.errors import UserError
 
@@ -126,6 +126,42 @@ def test_an_option_of_a_class_that_is_an_option_too():
     assert cfg.optim_wrapper.optimizer.type == 'SGD' and cfg.optim_wrapper.optimizer.momentum == 0.9
     with pytest.raises(UserError, match='nothing reads optim_wrapper.optimizer.amsgrad'):
         load_config(VOC, {**swapped, 'optim_wrapper.optimizer.amsgrad': True})
+
+
+@pytest.mark.parametrize(
+    'switch',
+    [
+        'resume',  # of the Runner
+        'auto_scale_lr.enable',  # of no class
+        'env_cfg.cudnn_benchmark',
+        'randomness.deterministic',
+        'train_dataloader.persistent_workers',  # set in the config
+        'val_dataloader.drop_last',  # of torch
+        'train_dataloader.sampler.shuffle',
+        'default_hooks.checkpoint.save_last',
+        'param_scheduler.0.by_epoch',
+        'model.backbone.with_cp',
+        'model.backbone.norm_cfg.requires_grad',
+        'train_pipeline.0.to_float32',  # a variable
+    ],
+)
+def test_a_switch_takes_no_other_word_than_true_and_false(switch):
+    for word in ('no', 'off', 'fasle'):
+        with pytest.raises(
+            UserError, match=f'{switch}={word}: it is a switch, .*; write True or F'
+        ):
+            load_config(VOC, {switch: word})
+    for value in (True, False):
+        assert dict(walk(load_config(VOC, {switch: value})))[switch] is value
+
+
+def test_a_switch_of_a_class_that_is_an_option_too_takes_no_word():
+    adam = {'optim_wrapper.optimizer.type': 'Adam', 'optim_wrapper.optimizer.amsgrad': 'no'}
+    with pytest.raises(UserError, match='amsgrad=no: it is a switch'):
+        load_config(VOC, adam)
+    words = {'model.test_cfg.mode': 'slide', 'default_hooks.checkpoint.save_best': 'mIoU'}
+    cfg = load_config(VOC, {**words, 'load_from': 'no', 'train_dataloader.sampler.type': 'A'})
+    assert cfg.load_from == 'no' and cfg.default_hooks.checkpoint.save_best == 'mIoU'
 
 
 def test_a_misspelled_setting_in_a_config_file_is_refused(tmp_path):
