@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ssnet_mm.checks.facts import Facts, Reader
 
-_TABLE = 'facts_2'  # counted up where Facts or their meaning change
+_TABLE = 'facts_3'  # counted up where Facts or their meaning change
 State = tuple[int, int]  # of a file: size in bytes, time of change in ns
 
 

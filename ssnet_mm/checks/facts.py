@@ -77,6 +77,8 @@ class Facts:
     grey: bool = False  # ... which are all the same
     # stored values of a mask with their number of pixels; pairs, since JSON has no such dict
     values: list[tuple[float, int]] = field(default_factory=list)
+    # ... and with the colours, as #rrggbb, that a palette gives them
+    colours: list[tuple[float, str]] = field(default_factory=list)
 
 
 def transforms_of(pipeline: Any) -> Iterator[Any]:
@@ -245,6 +247,9 @@ def _read_image(data: bytes, reader: Reader) -> Facts:
 def _read_mask(data: bytes, reader: Reader) -> Facts:
     picture = _open(io.BytesIO(data))
     facts = _header(picture, data)
+    pages = getattr(picture, 'n_frames', 1)
+    if pages > 1 and facts.format != 'MPO':  # whose second picture is a preview of the first
+        raise _NotReadError(f'holds {pages} pages, of which the first is read')
     array = np.asarray(picture) if reader.backend == 'pillow' else _decode(data, reader)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]  # LoadAnnotations squeezes
@@ -260,4 +265,9 @@ def _read_mask(data: bytes, reader: Reader) -> Facts:
     else:
         values, counts = np.unique(array, return_counts=True)
         values, counts = values[:_MAX_VALUES] * 1, counts[:_MAX_VALUES]  # bool becomes int
-    return replace(facts, values=list(zip(values.tolist(), counts.tolist())))
+    facts = replace(facts, values=list(zip(values.tolist(), counts.tolist())))
+    if picture.mode != 'P':
+        return facts
+    palette = bytes(picture.getpalette() or ())
+    given = ((value, palette[3 * value : 3 * value + 3].hex()) for value in values.tolist())
+    return replace(facts, colours=[(value, f'#{colour}') for value, colour in given if colour])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssnet_mm.checks.finding import Fault
+from ssnet_mm.checks.finding import Fault, number
 from ssnet_mm.checks.lists import reads_folder
 from ssnet_mm.checks.scan import Sample, Split
 from ssnet_mm.limits import IMAGE_SUFFIXES
@@ -33,6 +33,8 @@ class Totals:
     brightest: int = 0  # value of these as they are read
     void_and_first: list[str] = field(default_factory=list)  # masks of 0 and 255 alone: a few
     void_and_first_masks: int = 0
+    # of each number of a class, the colours that palettes give it, each with a mask
+    colours: dict[float, dict[str, str]] = field(default_factory=dict)
     # of each image's content, its path; not of images of a single colour, which are alike by chance
     digests: dict[str, str] = field(default_factory=dict)
     repeated: list[str] = field(default_factory=list)
@@ -59,6 +61,9 @@ class Totals:
             self.labels[label] += count
             self.shown_by[label] += 1
             self.shown_in[label] += pixels
+        for value, colour in sample.mask.colours:
+            if self.split.label(value) != self.split.ignore_index:
+                self.colours.setdefault(value, {}).setdefault(colour, sample.mask_path)
         if {value for value, _ in sample.mask.values} == {0, 255}:
             self.void_and_first_masks += 1
             if len(self.void_and_first) < 4:
@@ -159,6 +164,14 @@ def absent_classes(totals: Totals) -> Iterator[Fault]:
         for i, name in enumerate(totals.split.classes):
             if not totals.labels[i]:
                 yield Fault(f'{name} ({i})')
+
+
+def palettes_differ(totals: Totals) -> Iterator[Fault]:
+    """Programs that choose a palette for each picture number its colours anew."""
+    for value, masks in sorted(totals.colours.items()):
+        if len(masks) > 1:
+            shown = [f'{colour} in {mask}' for colour, mask in list(masks.items())[:2]]
+            yield Fault(f'{number(value)} is {" and ".join(shown)}')
 
 
 def repeated_content(totals: Totals) -> Iterator[Fault]:

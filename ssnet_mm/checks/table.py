@@ -238,6 +238,13 @@ OF_TOTALS = (
         splits.absent_classes,
     ),
     Check(
+        'palettes-differ',
+        'note',
+        'palettes give a number different colours in different masks, and the number alone counts',
+        'if the colours are right, make masks of class indices from them, as ssnet_mm prepare does',
+        splits.palettes_differ,
+    ),
+    Check(
         'repeated-content',
         'note',
         'the same image under two names',

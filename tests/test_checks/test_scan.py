@@ -22,11 +22,15 @@ def read(monkeypatch):
 
 
 def test_what_has_not_changed_is_not_read_again(data, read):
+    picture = Image.open(data.mask(0))
+    picture.putpalette([0, 0, 0, 200, 0, 0])
+    picture.save(data.mask(0))
     first = data.report().totals
     assert len(read) == 8
     read.clear()
     assert data.report().totals[0].labels == first[0].labels
     assert data.report().totals[0].sizes == first[0].sizes == {(45, 37): 4}
+    assert data.report().totals[0].colours == first[0].colours != {}
     assert read == []
     data.change(lambda labels: labels * 0 + 1, [2])
     data.report()

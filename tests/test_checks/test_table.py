@@ -149,6 +149,26 @@ def scored_twice(data):
     write_list(data, b'0\n1\n2\n3\n3\n')
 
 
+def save_palettes(data, orders, void=(9, 9, 9)):
+    """Store masks whose number n has the colour of PALETTE[order[n]]."""
+    for i, order in enumerate(orders):
+        numbers = np.arange(256)
+        numbers[list(order)] = range(3)  # the picture stays the same
+        picture = Image.fromarray(numbers[data.labels(i)].astype(np.uint8))
+        colours = PALETTE.copy()
+        colours[:3], colours[255] = PALETTE[list(order)], void
+        picture.putpalette(colours.tobytes())
+        picture.save(data.mask(i))
+
+
+def several_pages(data, suffix):
+    data.settings = dict(seg_map_suffix=suffix)
+    for i in range(4):
+        page = Image.fromarray(no_void(data.labels(i)))
+        pages = [Image.fromarray(data.labels(3) * 0)] if i == 2 else []
+        page.save(data.mask(i).with_suffix(suffix), save_all=True, append_images=pages)
+
+
 def scored_again(data):
     data.lists = {'val': 'train.txt'}
     data.times = 3
@@ -188,6 +208,9 @@ SPOILT = {
     'cut mask': (lambda d: cut(d.mask(2)), 'unreadable-mask', '2.png is cut short or damaged'),
     'empty mask': (lambda d: cut(d.mask(2), 0), 'unreadable-mask', '2.png is empty'),
     'folder as mask': (lambda d: replace_folder(d.mask(2)), 'unreadable-mask', '2.png is a folder'),
+    'TIFF mask of two pages': (lambda d: several_pages(d, '.tif'), 'unreadable-mask',
+        '2.tif holds 2 pages, of which the first is read'),
+    'GIF mask of two pages': (lambda d: several_pages(d, '.gif'), 'unreadable-mask', '2 pages'),
     'text as mask': (lambda d: d.mask(2).write_text('<html>'), 'unreadable-mask', 'is HTML'),
     'RGB': (lambda d: d.change(lambda m: PALETTE[m]), 'colour-mask', r'0.png .RGB.*\(4 in all'),
     'grey RGB': (lambda d: save_masks(d, 'RGB'), 'colour-mask', '2.png .RGB, whose channels'),
@@ -241,6 +264,9 @@ SPOILT = {
     'all masks void': (
         lambda d: d.change(lambda m: m * 0 + 255), 'nothing-labelled', '4 masks'),
     'absent': (lambda d: d.change(lambda m: m % 2), 'absent-class', r'right \(2\)'),
+    'own palettes': (
+        lambda d: save_palettes(d, [(0, 1, 2), (0, 1, 2), (0, 2, 1), (0, 1, 2)]), 'palettes-differ',
+        r'1 is #c80000 in .*0.png and #00c800 in .*2.png, 2 is .* \(2 in all\); if the colours'),
     'same image': (
         lambda d: d.image(2).write_bytes(d.image(1).read_bytes()), 'repeated-content', '2.jpg is '),
     'leak': (lambda d: two_lists(d, '0\n1\n2\n', '2\n3\n'), 'seen-in-training', '2.jpg'),
@@ -330,6 +356,19 @@ def test_masks_that_pillow_reads_as_indices_are_sound(data):
     assert data.found() == []
     data.classes = ('ground', 'left')
     data.change(lambda m: m == 1)  # 1 bit a pixel, read as 0 and 1
+    assert data.found() == []
+
+
+def test_palettes_may_differ_in_what_no_pixel_or_no_class_has(data):
+    save_palettes(data, [(0, 1, 2)] * 2)
+    save_palettes(data, [(0, 1, 2)] * 1, void=(200, 0, 0))
+    assert data.found() == []
+    data.change(lambda m: np.where(m == 1, 0, m), [3])
+    picture = Image.open(data.mask(3))
+    colours = PALETTE.copy()
+    colours[1] = 1, 2, 3
+    picture.putpalette(colours.tobytes())
+    picture.save(data.mask(3))
     assert data.found() == []
 
 
