@@ -203,8 +203,8 @@ def _classes(cfg: Config) -> Sequence[str]:
 
 def check_ignore_index(
     model: nn.Module, datasets: Sequence[Located], metrics: Sequence[Any]
-) -> None:
-    """Do heads, losses, padding, metrics and data sets ignore the same label?"""
+) -> list[str]:
+    """Do heads, losses, padding, metrics and data sets ignore the same label, and no class's?"""
     found = {f'{where}.ignore_index': head.ignore_index for where, head in _heads(model)}
     usual = set(found.values()) <= {255}  # of what is not set the default holds
     for where, head in _heads(model):
@@ -232,6 +232,14 @@ def check_ignore_index(
     if len(set(found.values())) > 1:
         values = ', '.join(f'{where} is {value}' for where, value in found.items())
         raise UserError(f'void has no one label: {values}; set all to the value in the masks')
+    names = [_names(built) for *_, built in datasets if hasattr(built, 'metainfo')]
+    return [
+        f'{where} is {value}, the label of the class {classes[value]}, which is then neither '
+        'learned nor scored; if it is to be, set all labels of void to 255'
+        for where, value in [*found.items()][:1]
+        for classes in names[:1]
+        if 0 <= value < len(classes)
+    ]
 
 
 def check_heads(model: nn.Module, datasets: Sequence[Located]) -> None:

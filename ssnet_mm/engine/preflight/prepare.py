@@ -151,7 +151,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
         for part in with_parts(f'{loader}.dataset', cfg[loader]['dataset'], built)
     ]
     network.check_normalised_once(model, parts)
-    network.check_ignore_index(model, parts, evaluator.metrics if evaluator else [])
+    notes += network.check_ignore_index(model, parts, evaluator.metrics if evaluator else [])
     if not skip_data_check and is_first_process(cfg):
         notes += _look_at_data(cfg, datasets)
     for dataset in whole.values():

@@ -379,6 +379,19 @@ def test_what_is_hardly_meant_is_a_warning(check, lines, warning):
     assert any(re.search(warning, found) for found in check(lines)), warning
 
 
+def test_void_that_is_the_label_of_a_class_is_noted(check, tiny_data):
+    for mask in (tiny_data / 'SegmentationClass').iterdir():
+        labels = np.array(Image.open(mask))
+        Image.fromarray(np.where(labels == 255, 0, labels)).save(mask)
+    note = (
+        'model.decode_head.ignore_index is 0, the label of the class ground, which is then neither '
+        'learned nor scored; if it is to be, set all labels of void to 255'
+    )
+    assert note in check(VOID_11.replace('11', '0'))
+    assert note in check(VOID_11.replace('11', '0') + 'test_evaluator = val_evaluator', 'test')
+    assert note not in check(VOID_11)
+
+
 def test_frozen_layers_that_come_from_a_checkpoint_are_meant():
     def notes(**options):
         model = nn.Module()
