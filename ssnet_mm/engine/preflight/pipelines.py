@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -42,36 +42,54 @@ def check_pipelines(datasets: Sequence[Located]) -> list[str]:
     """
     notes = []
     for where, _, dataset in datasets:
-        transforms = list(getattr(getattr(dataset, 'pipeline', None), 'transforms', ()))
-        places = [i for i, t in enumerate(transforms) if _loads(t) and 'Anno' in type(t).__name__]
-        if not places:  # or inside test-time augmentation's
+        transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+        for variant in _variants(list(transforms)):
+            notes += _check_variant(where, variant)
+    return list(dict.fromkeys(notes))
+
+
+def _variants(transforms: list[Any]) -> Iterator[list[Any]]:
+    """A pipeline for each of TestTimeAug's augmentations, or the pipeline itself without it."""
+    place = next((i for i, t in enumerate(transforms) if hasattr(t, 'subroutines')), None)
+    if place is None:
+        yield transforms
+        return
+    for part in transforms[place].subroutines:
+        yield from _variants([*transforms[:place], *part.transforms, *transforms[place + 1 :]])
+
+
+def _check_variant(where: str, transforms: Sequence[Any]) -> list[str]:
+    """As ``check_pipelines``, of transforms that are applied one after the other."""
+    places = [i for i, t in enumerate(transforms) if _loads(t) and 'Anno' in type(t).__name__]
+    if not places:
+        return []
+    notes = []
+    for i, transform in enumerate(transforms):
+        name = type(transform).__name__
+        if _loads(transform) or name.startswith('Pack'):
             continue
-        for i, transform in enumerate(transforms):
-            name = type(transform).__name__
-            if _loads(transform) or name.startswith('Pack'):
-                continue
-            training, before = where.startswith('train'), i < places[0]
-            if training and not before:
-                continue
-            effect = effect_of(transform)
-            if training and effect.moves:
-                raise UserError(
-                    f'{where}.pipeline: {name} moves the image, and the label map is loaded after '
-                    f'it as it is; put LoadAnnotations before {name}'
-                )
-            if not training and effect.moves and not before:
-                raise UserError(
-                    f'{where}.pipeline: {name} changes the label map, but predictions are compared '
-                    f'at the size and place of the image as it is stored; put LoadAnnotations '
-                    f'after {name}'
-                )
-            if not training and effect.distorts:
-                raise UserError(
-                    f'{where}.pipeline: {name} cuts, pads or turns the image, and its prediction '
-                    'is stretched over the whole one; leave it out'
-                )
-            if not training and effect.random:
-                notes.append(f'{where}.pipeline: {name} draws at random, so that scores do, too')
+        training, before = where.startswith('train'), i < places[0]
+        if training and not before:
+            continue
+        effect = effect_of(transform)
+        if training and effect.moves:
+            raise UserError(
+                f'{where}.pipeline: {name} moves the image, and the label map is loaded after '
+                f'it as it is; put LoadAnnotations before {name}'
+            )
+        if not training and effect.moves and not before:
+            raise UserError(
+                f'{where}.pipeline: {name} changes the label map, but predictions are compared '
+                f'at the size and place of the image as it is stored; put LoadAnnotations '
+                f'after {name}'
+            )
+        if not training and effect.distorts:
+            raise UserError(
+                f'{where}.pipeline: {name} cuts, pads or turns the image, and its prediction '
+                'is stretched over the whole one; leave it out'
+            )
+        if not training and effect.random:
+            notes.append(f'{where}.pipeline: {name} draws at random, so that scores do, too')
     return notes
 
 

@@ -84,3 +84,27 @@ def test_chance_in_scores_is_noted():
         'val_dataloader.dataset.pipeline: PhotoMetricDistortion draws at random, so that scores '
         'do, too'
     )
+
+
+def augmented(*choices):
+    return dict(type='TestTimeAug', transforms=[[c] if isinstance(c, dict) else c for c in choices])
+
+
+TURN = dict(type='RandomRotate', prob=1.0, degree=(90, 90))
+
+
+@pytest.mark.parametrize('moving', [TURN, CROP, PAD], ids=lambda t: t['type'])
+def test_augmentations_of_a_test_turn_back_what_they_move(moving):
+    flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
+    assert (
+        check('test', IMAGE, augmented([RESIZE, dict(RESIZE, scale=(45, 37))], flips, LABELS, PACK))
+        == []
+    )
+    assert check('test', IMAGE, augmented(flips, LABELS), PACK) == []
+    for others in ([moving], [flips[0], moving]):
+        with pytest.raises(UserError, match=f'test_.*: {moving["type"]} cuts, pads or turns'):
+            check('test', IMAGE, augmented(others, LABELS, PACK))
+    with pytest.raises(UserError, match='RandomFlip changes the label map, .* put LoadAnn'):
+        check('test', IMAGE, augmented([LABELS], flips, PACK))
+    (note,) = check('test', IMAGE, augmented([COLOURS, COLOURS], flips, LABELS, PACK))
+    assert 'PhotoMetricDistortion draws at random' in note
