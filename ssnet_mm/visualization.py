@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 import torch
 from matplotlib import rc_context
@@ -23,6 +22,7 @@ from PIL import Image
 from ssnet_mm.deploy.model import check_device, load_model
 from ssnet_mm.engine.config import config_errors, load_config
 from ssnet_mm.engine.data import check_data
+from ssnet_mm.engine.painting import read_as_loaded
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import write_result
 
@@ -68,8 +68,8 @@ def predict_samples(model: Any, dataset: Any, indices: Iterable[int]) -> Iterato
     for index in indices:
         path = dataset.get_data_info(index)['img_path']
         with config_errors(f'cannot read {path} or its label map'):
-            # not from the pipeline, which may have scaled it; read as mmcv reads it there
-            image = mmcv.imread(path, channel_order='rgb')
+            # not from the pipeline, which may have scaled it
+            image = read_as_loaded(path, dataset)
             if image is None:
                 raise UserError(f'cannot read {path}: damaged, or not an image')
             inputs = dataset[index]

@@ -20,7 +20,8 @@ from mmengine.dist import barrier
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from mmseg.registry import RUNNERS
+from mmseg.engine.hooks import SegVisualizationHook
+from mmseg.registry import HOOKS, RUNNERS
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -35,6 +36,7 @@ from ssnet_mm.engine.hooks import PlainCheckpointHook
 from ssnet_mm.engine.mixed_precision import AMP_DTYPES as AMP_DTYPES
 from ssnet_mm.engine.mixed_precision import in_mixed_precision
 from ssnet_mm.engine.mixed_precision import use_amp as use_amp
+from ssnet_mm.engine.painting import LoadedVisualizationHook
 from ssnet_mm.engine.preflight import Prepared, is_first_process, preflight, schedules
 from ssnet_mm.engine.preflight.dry_run import OUT_OF_MEMORY
 from ssnet_mm.engine.repeatable import (
@@ -287,6 +289,12 @@ def _runner_class(cfg: Config, mode: str, prepared: Prepared) -> type[Runner]:
             logger = base.build_logger(self, *args, **kwargs)
             quieten(logger, mode)
             return logger
+
+        def register_hook(self, hook: Any, priority: Any = None) -> None:
+            kind = hook.get('type') if isinstance(hook, Mapping) else None
+            if (HOOKS.get(kind) if isinstance(kind, str) else kind) is SegVisualizationHook:
+                hook = {**hook, 'type': LoadedVisualizationHook}
+            base.register_hook(self, hook, priority)
 
         def build_model(self, model: Any) -> nn.Module:
             if prepared.random_state is not None:

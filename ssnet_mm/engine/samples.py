@@ -163,7 +163,7 @@ def check_samples(dataset: Any, model: Any) -> None:
     head = getattr(segmentor, 'decode_head', segmentor)
     head = head[-1] if isinstance(head, nn.ModuleList) else head  # of a cascade
     bands = image_bands(segmentor)
-    for single in _single(dataset):
+    for single in single_parts(dataset):
         metainfo = getattr(single, 'metainfo', None)
         names = metainfo.get('classes') if isinstance(metainfo, Mapping) else None
         num_classes = len(names) if names else getattr(head, 'num_classes', None)
@@ -188,11 +188,11 @@ def image_bands(segmentor: Any) -> tuple[int, ...]:
     return (first, 1) if isinstance(mean, Tensor) and mean.numel() == first else (first,)
 
 
-def _single(dataset: Any) -> Iterator[Any]:
+def single_parts(dataset: Any) -> Iterator[Any]:
     """The data sets inside ConcatDataset, RepeatDataset and the like."""
     inner = getattr(dataset, 'datasets', None) or getattr(dataset, 'dataset', None)
     if inner is None:
         yield dataset
     else:
         for part in inner if isinstance(inner, (list, tuple)) else [inner]:
-            yield from _single(part)
+            yield from single_parts(part)
