@@ -68,7 +68,9 @@ def _overlay(split: Split, info: dict) -> Image.Image:
     """The image, below it again with its mask over it; at most a cell large."""
     read_image, read_mask = split.readers
     assert read_image is not None and read_mask is not None
-    pixels = mmcv.imread(info['img_path'], read_image.flag, 'rgb', read_image.backend)
+    pixels = mmcv.imread(info['img_path'], read_image.flag, backend=read_image.backend)
+    if pixels.ndim == 3:  # not asked for as RGB: of some flags mmcv gives BGR all the same
+        pixels = np.ascontiguousarray(pixels[..., 2::-1])
     mask = mmcv.imread(info['seg_map_path'], 'unchanged', backend=read_mask.backend).squeeze()
     image = Image.fromarray(pixels).convert('RGB')
     if mask.ndim == 2:

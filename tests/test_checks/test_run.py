@@ -1,5 +1,6 @@
 """What a user sees: tools/check_data.py, and train.py and test.py that look first."""
 
+import io
 import re
 import sys
 
@@ -9,6 +10,7 @@ import torch
 from mmengine.config import ConfigDict
 from PIL import Image
 
+from ssnet_mm.checks import contact_sheet
 from ssnet_mm.engine import launch
 from ssnet_mm.engine.data import _labels
 from ssnet_mm.engine.preflight import prepare
@@ -93,6 +95,15 @@ def test_images_of_two_scored_lists_are_told(run, config, data, tmp_path, other)
     (data.root / 'one.txt').write_text('1\n')
     if other == 'one.txt':
         prepare.preflight(cfg, 'test', skip_data_check=True)
+
+
+@pytest.mark.parametrize('flag', ['color', 'color_ignore_orientation', 'unchanged'])
+def test_the_sheet_shows_images_in_their_colours(data, flag):
+    for i in range(4):
+        Image.new('RGB', (45, 37), (250, 20, 10)).save(data.image(i), quality=100)
+    data.pipeline = [dict(data.pipeline[0], color_type=flag), *data.pipeline[1:]]
+    sheet = np.array(Image.open(io.BytesIO(contact_sheet([data.split('train')]))), int)
+    assert (abs(sheet - [250, 20, 10]).max(2) < 5).any()
 
 
 def test_images_without_masks_make_no_sheet(run, config, tmp_path):
