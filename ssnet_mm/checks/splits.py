@@ -211,7 +211,7 @@ def unlisted_images(splits: Sequence[Split]) -> Iterator[tuple[Split, Fault]]:
     """Images with a mask that no data set of the config takes up, whatever their suffix."""
     listed: set[str] = set()
     for split in splits:
-        listed.update(_image_paths(split.dataset))
+        listed.update(image_paths(split.dataset))
     done = set()
     for split in splits:
         dataset = split.dataset
@@ -249,7 +249,8 @@ def masks_alone(splits: Sequence[Split]) -> Iterator[tuple[Split, Fault]]:
                     yield split, Fault(path)
 
 
-def _image_paths(dataset: Any) -> Iterator[str]:
+def image_paths(dataset: Any) -> Iterator[str]:
+    """The images of a data set."""
     for i in range(len(dataset)):
         yield os.path.abspath(dataset.get_data_info(i)['img_path'])
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
-from ssnet_mm.checks import Report, Split, check_lists, check_splits, contact_sheet
+from ssnet_mm.checks import Report, Split, check_lists, check_names, check_splits, contact_sheet
 from ssnet_mm.checks.facts import readers_of, unfit
 from ssnet_mm.engine.checkpoint import weights_only
 from ssnet_mm.engine.config import check_dataset_meta, config_errors, single_datasets
@@ -124,6 +124,18 @@ def check_scored_once(where: str, whole: Any) -> None:
     for finding in check_lists(Split(where, whole, 0)):
         if finding.check.severity == 'error':
             raise UserError(str(finding))
+
+
+def trained_on(cfg: Config, tested: Sequence[Located]) -> list[str]:
+    """Notes on tested images that the config's training lists too."""
+    if not cfg.get('train_dataloader'):
+        return []
+    try:
+        located = [*build_datasets(cfg, 'train_dataloader'), *tested]
+    except UserError:
+        return []  # a test needs no training data
+    splits = [Split(where, built, 0) for where, _, built in located]
+    return [str(finding) for finding in check_names(splits)]
 
 
 def look_at_data(

@@ -106,6 +106,22 @@ def test_the_sheet_shows_images_in_their_colours(data, flag):
     assert (abs(sheet - [250, 20, 10]).max(2) < 5).any()
 
 
+def test_a_test_on_images_of_the_training_list_is_noted(config, data):
+    def notes(changes=''):
+        cfg = launch.load_config(config(changes), {'work_dir': 'w', 'launcher': 'none'})
+        return prepare.preflight(cfg, 'test').notes
+
+    (data.root / 'mix.txt').write_text('1\n2\n')
+    (note,) = notes("test_dataloader['dataset']['ann_file'] = 'mix.txt'\n")
+    seen = f'scores do not tell about new ones: {data.image(1)}; list each image in one split'
+    assert note == f'test_dataloader.dataset: images that training shows too, so that {seen}'
+    (note,) = notes("test_dataloader['dataset']['ann_file'] = 'train.txt'\n")
+    assert note.startswith('test_dataloader.dataset: all images are trained on')
+    assert notes() == []
+    # whoever tests need not have the training data
+    assert notes("train_dataloader['dataset']['data_root'] = 'elsewhere'\n") == []
+
+
 def test_images_without_masks_make_no_sheet(run, config, tmp_path):
     changes = """
 for loader in (train_dataloader, val_dataloader, test_dataloader):

@@ -34,6 +34,7 @@ from ssnet_mm.engine.data import (
     check_data,
     check_scored_once,
     look_at_data,
+    trained_on,
     whole_dataset,
 )
 from ssnet_mm.engine.metrics import check_outputs
@@ -154,6 +155,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     notes += network.check_ignore_index(model, parts, evaluator.metrics if evaluator else [])
     if not skip_data_check and is_first_process(cfg):
         notes += _look_at_data(cfg, datasets)
+        notes += trained_on(cfg, datasets) if mode == 'test' else []
     for dataset in whole.values():
         check_samples(dataset, model)
     resumed = (path, checkpoint) if path and resume else None
