@@ -48,7 +48,7 @@ from ssnet_mm.engine.repeatable import (
 from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.engine.stopping import StopHook, StopSignals, start_worker
 from ssnet_mm.errors import Stopped, UserError
-from ssnet_mm.files import sweep_temporary
+from ssnet_mm.files import make_folder, sweep_temporary
 from ssnet_mm.malloc import keep_freed_memory
 
 
@@ -245,6 +245,9 @@ def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> N
     """Build the Runner of a config that was checked, and train or test."""
     if cfg.launcher == 'pytorch' and get_device() == 'cpu':
         _join_cpu_processes(cfg)
+    shown = (cfg.get('visualizer') or {}).get('save_dir')
+    if shown:
+        make_folder(shown)
     with config_errors(f'config {cfg.filename}'):
         runner = _runner_class(cfg, mode, prepared).from_cfg(cfg)
     for kind in (PlainCheckpointHook, GuardHook):  # in our tools, whatever a config's hooks are

@@ -137,6 +137,15 @@ def test_painted_predictions_go_where_show_dir_says(tool, tiny_config, tmp_path)
     assert len(painted) == 4 and all(name.startswith('test_') for name in painted)
 
 
+def test_a_place_for_painted_predictions_that_is_a_file_is_named(tiny_config, tmp_path, fails):
+    config = tiny_config()
+    torch.save(init_model(config, None, 'cpu').state_dict(), tmp_path / 'bare.pth')
+    line = fails('test', config, tmp_path / 'bare.pth', '--work-dir', tmp_path / 'work',
+                 '--show-dir', tmp_path / 'bare.pth')  # fmt: skip
+    assert "can't make the folder" in line and line.endswith('File exists; choose another place')
+    assert not (tmp_path / 'work').exists()
+
+
 def test_index_maps_hold_the_values_of_the_annotations(tool, tiny_config, tiny_data, tmp_path):
     for path in (tiny_data / 'SegmentationClass').iterdir():
         mask = np.array(Image.open(path))
