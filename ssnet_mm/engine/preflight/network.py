@@ -48,6 +48,21 @@ def check_classes(model: nn.Module) -> None:
             _check_one_channel(head, where)
 
 
+def check_geometry(model: nn.Module) -> None:
+    """Do the heads cut off what VGG16 pads? Else logits lie beside what they are of."""
+    for _, backbone in model.named_modules():
+        if not hasattr(backbone, 'image_padding') or not hasattr(backbone, 'stages'):
+            continue
+        for where, head in _heads(model):
+            theirs = getattr(head, 'image_padding', None)
+            if theirs != backbone.image_padding:
+                raise UserError(
+                    f'{where} takes image_padding={theirs}, the backbone pads '
+                    f'{backbone.image_padding}: predictions would be shifted; set both alike, '
+                    "with type='CaffeFCN8Head'"
+                )
+
+
 def _check_one_channel(head: Any, where: str) -> None:
     """Does each loss want the channel high on class 1? mmseg's one-hot has class 0 in it."""
     mend = f"set {where}.loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)"

@@ -92,6 +92,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
     _name_pretrained(cfg)
     model, random_state = _build_seeded(cfg)
     network.check_classes(model)
+    network.check_geometry(model)
     datasets: list[Located] = []
     whole, notes = {}, unread_variables(str(cfg.filename))
     if mode == 'train':

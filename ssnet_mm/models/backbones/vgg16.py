@@ -156,6 +156,8 @@ class VGG16(BaseModule):
         elif fc6_padding < 0:
             raise ValueError(f'fc6_padding must be at least 0, got {fc6_padding}')
 
+        # what a head has to cut off again; None where maps are those of the image itself
+        self.image_padding = None if image_padding == dilations[0] else image_padding
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval

@@ -85,6 +85,7 @@ class CaffeFCN8Head(FCN8Head):
                 f'image_padding must be at least {smallest} with {levels} levels, for the image to '
                 f'lie within the logits, got {image_padding}'
             )
+        self.image_padding = image_padding
         self.skip_crops = [64 // s + 1 for s in strides[:-1]]  # FCN-8s: 9, 5
         self.image_crop = image_padding - smallest  # FCN-8s: 31, FCN-16s: 27, FCN-32s: 19
         self.final = bilinear_upsampling(self.out_channels, strides[0], 0).requires_grad_(False)

@@ -97,6 +97,12 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
         ("val_dataloader.update(num_batch_per_epoch=1)",
          'val_dataloader: num_batch_per_epoch=1 has 1 images scored, and there are 4; leave it'),
         ("val_dataloader.update(num_batch_per_epoch=3, batch_size=2)", 'has 6 images scored, and'),
+        # the geometry
+        ("model['backbone'].update(image_padding=100, fc6_padding=0)",
+         'model.decode_head takes image_padding=None, the backbone pads 100: predictions'),
+        ("model['backbone'].update(image_padding=100, fc6_padding=0)\n"
+         "model['decode_head'].update(type='CaffeFCN8Head', image_padding=90)",
+         'model.decode_head takes image_padding=90, the backbone pads 100: predictions'),
         ('val_dataloader = None', 'sets val_cfg and val_evaluator, but not val_dataloader'),
         # the data
         ("other = dict(dataset, metainfo=dict(classes=classes[::-1], palette=palette))\n"
