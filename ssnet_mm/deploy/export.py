@@ -21,7 +21,7 @@ from ssnet_mm.deploy.fusion import fuse
 from ssnet_mm.deploy.images import Pixels, read_image
 from ssnet_mm.deploy.network import Network, make_processor
 from ssnet_mm.deploy.processor import Processor
-from ssnet_mm.deploy.runtimes import FORMATS, PRECISIONS, load, module_of
+from ssnet_mm.deploy.runtimes import FORMATS, PRECISIONS, Format, load, module_of
 from ssnet_mm.engine.config import describe
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import make_folder, temporary_folder, writing
@@ -94,6 +94,7 @@ def export(
         raise UserError(f'size must be a height and a width of at least 1 pixel, got {size}')
     if path.suffix != kind.suffix:
         raise UserError(f'a file for {format} must end in {kind.suffix}, got {path}')
+    _check_replaced(model, path, kind)
     if precision not in kind.precisions:
         others = ' and '.join(f for f in FORMATS if precision in FORMATS[f].precisions)
         raise UserError(f'{format} has no {precision} here; {others} have it')
@@ -149,6 +150,19 @@ def export(
         report = _write(model, path, format, processor, fixed, images, held, check)
         remark = f'the file takes {fixed[0]}x{fixed[1]} pixels alone' + (remark and f'; {remark}')
     return dataclasses.replace(report, remark=remark)
+
+
+def _check_replaced(model: Any, path: Path, kind: Format) -> None:
+    """UserError where the files would replace the checkpoint, or one that no export has written."""
+    beside = path.with_suffix(kind.beside) if kind.beside else None
+    checkpoint = getattr(model, 'checkpoint', None)  # of load_model
+    for file in (path, path.with_name(f'{path.name}.processor.json'), beside):
+        if file and checkpoint and os.path.realpath(file) == os.path.realpath(checkpoint):
+            raise UserError(f'{file} is the checkpoint, and would be replaced; choose another name')
+    if beside and os.path.exists(beside) and not os.path.exists(path):
+        raise UserError(
+            f'{beside} is there already and is not the weights of {path}; choose another name'
+        )
 
 
 class _OneSize(UserError):

@@ -53,6 +53,7 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
     for note in trained_otherwise(checkpoint, meta, model, cfg):
         print(f'Note: {note}', file=sys.stderr)
     dataset_meta = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+    model.checkpoint = checkpoint  # which no export is to replace
     return ready(model, cfg, dataset_meta).to(device).eval()
 
 

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -555,6 +556,21 @@ def test_weights_of_another_export_are_refused(model, tmp_path, monkeypatch, for
     (tmp_path / f'b{beside}').replace(tmp_path / f'a{beside}')
     with pytest.raises(UserError, match=f'a{beside} does not hold the weights that .*a{suffix} wa'):
         runner(tmp_path / f'a{suffix}')
+
+
+@pytest.mark.parametrize('format', FORMATS)
+def test_the_checkpoint_and_other_files_are_not_replaced(tiny, tmp_path, format):
+    kind = FORMATS[format]
+    file, cfg = tmp_path / f'a{kind.suffix}', load_config(tiny[0])
+    beside = file.with_suffix(kind.beside or kind.suffix)
+    beside.write_bytes(Path(tiny[1]).read_bytes())
+    if kind.beside:  # of whatever it is the weights
+        with pytest.raises(UserError, match=f'{beside} is there already and is not the weights of'):
+            export(load_model(cfg, tiny[1], 'cpu'), file, format)
+        file.write_text('old')
+    with pytest.raises(UserError, match=f'{beside} is the checkpoint, and would be replaced; choo'):
+        export(load_model(cfg, str(beside), 'cpu'), file, format)
+    assert beside.read_bytes() == Path(tiny[1]).read_bytes()
 
 
 def test_calibration_on_nothing_is_refused(model, tmp_path):
