@@ -19,7 +19,9 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from ssnet_mm.deploy.model import check_device, load_model
+from ssnet_mm.deploy.images import full_palette
+from ssnet_mm.deploy.model import check_device, check_trained_classes, load_model
+from ssnet_mm.deploy.network import named_classes, names_of
 from ssnet_mm.engine.config import config_errors, load_config
 from ssnet_mm.engine.data import check_data
 from ssnet_mm.engine.painting import read_as_loaded
@@ -188,11 +190,19 @@ def show_predictions(
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     cfg.setdefault('test_dataloader', cfg.val_dataloader)  # whose images are shown
     model = load_model(cfg, os.fspath(checkpoint), device)
+    check_trained_classes(model, dataset)
+    num_classes = named_classes(model)[0]
+    names, palette = names_of(model, dataset.metainfo)
+    if len(names) != num_classes:
+        raise UserError(
+            f'val_dataloader of {cfg.filename} has {len(names)} classes, the model {num_classes}; '
+            'give the metainfo of the data set a name for each'
+        )
     samples = list(predict_samples(model, dataset, pick_evenly(len(dataset), num)))
     figure = draw_figure(
         samples,
-        dataset.metainfo['classes'],
-        dataset.metainfo['palette'],
+        names,
+        full_palette(palette, num_classes)[:num_classes].tolist(),
         title=Path(config).stem,
         note=f'{len(samples)} of {len(dataset)} validation images, {Path(checkpoint).name}',
     )

@@ -186,6 +186,17 @@ def test_mistakes_are_told_and_write_nothing(
     assert set(tmp_path.iterdir()) == before
 
 
+def test_classes_that_are_not_the_checkpoints_are_refused(tmp_path, tiny_config, tiny_checkpoint):
+    two = 'val_dataloader["dataset"]["metainfo"] = dict(classes=classes[:2], palette=palette[:2])'
+    with pytest.raises(UserError, match='has 2 classes, the model 3; give the metainfo of the dat'):
+        show_predictions(tiny_config(two), tiny_checkpoint, tmp_path / 'p.png', 1, 'cpu')
+    content = torch.load(tiny_checkpoint)
+    content['meta'] = dict(dataset_meta=dict(classes=CLASSES[::-1], palette=PALETTE))
+    torch.save(content, tiny_checkpoint)
+    with pytest.raises(UserError, match='trained on classes in another order: label 0 is .right.'):
+        show_predictions(tiny_config(), tiny_checkpoint, tmp_path / 'p.png', 1, 'cpu')
+
+
 def test_a_damaged_image_is_named(tmp_path, tiny_config, tiny_checkpoint, tiny_data):
     (tmp_path / 'JPEGImages').mkdir()
     (tmp_path / 'SegmentationClass').symlink_to(tiny_data / 'SegmentationClass')

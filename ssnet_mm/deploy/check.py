@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ssnet_mm.deploy import runtimes
 from ssnet_mm.deploy.images import Pixels
+from ssnet_mm.deploy.model import check_trained_classes
 from ssnet_mm.deploy.network import last_head
 from ssnet_mm.deploy.processor import Processor, resize_labels
 from ssnet_mm.deploy.runtimes.session import Session, not_finite
@@ -185,6 +186,7 @@ def verify(model: Any, path: str | os.PathLike[str], loader: str = 'val') -> dic
     session = runtimes.load(path)
     data_loader = Runner.build_dataloader(copy.deepcopy(cfg[f'{loader}_dataloader']))
     check_samples(data_loader.dataset, model)
+    check_trained_classes(model, data_loader.dataset)
     evaluators = {
         name: Evaluator(copy.deepcopy(cfg[f'{loader}_evaluator'])) for name in ('model', 'exported')
     }

@@ -15,6 +15,7 @@ import torch
 from mmengine.runner import Runner
 from numpy.typing import NDArray
 
+from ssnet_mm.deploy.model import check_trained_classes
 from ssnet_mm.engine.data import check_data
 from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.errors import UserError
@@ -64,6 +65,7 @@ def calibrate(model: Any, loader: str = 'val') -> Calibrated:
     check_data(cfg, f'{loader}_dataloader', model.num_classes)
     data_loader = Runner.build_dataloader(copy.deepcopy(cfg[f'{loader}_dataloader']))
     check_samples(data_loader.dataset, model)
+    check_trained_classes(model, data_loader.dataset)
     share = max(_PIXELS // max(len(data_loader.dataset), 1), 1)
     random = np.random.default_rng(0)
     logits: list[NDArray[np.float32]] = []

@@ -10,7 +10,13 @@ from typing import Any
 from mmengine.config import Config
 
 from ssnet_mm.deploy.device import check_device
-from ssnet_mm.engine.checkpoint import load_checkpoint, read_checkpoint, trained_otherwise
+from ssnet_mm.engine.checkpoint import (
+    compare_classes,
+    load_checkpoint,
+    read_checkpoint,
+    trained_otherwise,
+)
+from ssnet_mm.engine.checkpoint import dataset_meta as trained_on
 from ssnet_mm.engine.config import (
     build_segmentor,
     config_errors,
@@ -21,7 +27,7 @@ from ssnet_mm.engine.config.nested import plain
 from ssnet_mm.errors import UserError
 from ssnet_mm.own_configs import config_names
 
-__all__ = ['check_device', 'config_of', 'load_model', 'ready']
+__all__ = ['check_device', 'check_trained_classes', 'config_of', 'load_model', 'ready']
 
 
 def config_of(path: str | os.PathLike[str]) -> str:
@@ -53,8 +59,16 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
     for note in trained_otherwise(checkpoint, meta, model, cfg):
         print(f'Note: {note}', file=sys.stderr)
     dataset_meta = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
-    model.checkpoint = checkpoint  # which no export is to replace
+    # which no export is to replace, and no data set of other classes to score
+    model.checkpoint, model.trained_classes = checkpoint, trained_on(meta).get('classes') or ()
     return ready(model, cfg, dataset_meta).to(device).eval()
+
+
+def check_trained_classes(model: Any, dataset: Any) -> None:
+    """UserError where a segmentor of ``load_model`` was trained on other classes than a data set's."""
+    if getattr(model, 'trained_classes', ()):
+        classes = dataset.metainfo.get('classes') or ()
+        compare_classes(model.trained_classes, model.checkpoint, classes)
 
 
 def ready(model: Any, cfg: Config, dataset_meta: Any = None) -> Any:

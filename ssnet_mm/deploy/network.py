@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,12 +35,20 @@ def named_classes(
     it, in black. Names and colours are empty where they are not known.
     """
     head, meta = last_head(model), getattr(model, 'dataset_meta', None) or {}
+    names, palette = names_of(model, meta)
+    return max(head.num_classes, 2), names, palette
+
+
+def names_of(
+    model: Any, meta: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """Names and RGB colours that a data set has for a segmentor's labels, the background's too."""
     names = tuple(meta.get('classes') or ())
     palette = tuple((int(r), int(g), int(b)) for r, g, b in meta.get('palette') or ())
-    if head.out_channels == 1 and len(names) == 1:
+    if last_head(model).out_channels == 1 and len(names) == 1:
         names = ('background', *names)
         palette = ((0, 0, 0), *palette) if len(palette) == 1 else palette
-    return max(head.num_classes, 2), names, palette
+    return names, palette
 
 
 def make_processor(

@@ -102,6 +102,14 @@ def test_calibration_names_the_sample_that_is_damaged(sure, tiny_data):
         calibrate(model)
 
 
+def test_calibration_on_classes_in_another_order_is_refused(sure):
+    content = torch.load(sure[1])
+    content['meta'] = dict(dataset_meta=dict(classes=('right', 'left', 'ground')))
+    torch.save(content, sure[1])
+    with pytest.raises(UserError, match='trained on classes in another order: label 0 is .right.'):
+        calibrate(load_model(load_config(sure[0]), sure[1], 'cpu'))
+
+
 def test_tiles_and_whole_images_have_the_same_scores_in_torch(sure):
     image = np.random.default_rng(0).integers(0, 256, (60, 70, 3)).astype(np.uint8)
     whole, tiled = (Segmenter(*sure, device='cpu', tile=tile) for tile in (None, 70))

@@ -463,6 +463,17 @@ def test_verify_names_the_sample_that_is_damaged(model, tiny_config, tiny_data, 
         verify(made, tmp_path / 'a.onnx')
 
 
+def test_verify_refuses_classes_in_another_order(tiny, tmp_path):
+    need('onnx')
+    content = torch.load(tiny[1])
+    content['meta'] = dict(CLASSES=('right', 'left', 'ground'))  # as mmseg 0.x writes them
+    torch.save(content, tiny[1])
+    model = load_model(load_config(tiny[0]), tiny[1], 'cpu')
+    with pytest.raises(UserError, match='trained on classes in another order: label 0 is .right.'):
+        export(model, tmp_path / 'a.onnx', 'onnx', size=(53, 64), verify_on='val')
+    assert not list(tmp_path.glob('*.onnx'))
+
+
 def test_a_score_that_falls_by_more_than_the_tolerance_is_refused(tiny, tmp_path, monkeypatch):
     need('onnx')
     model = load_model(load_config(tiny[0]), tiny[1], 'cpu')

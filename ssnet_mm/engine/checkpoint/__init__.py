@@ -9,11 +9,13 @@ declared safe, and nothing else is ever loaded.
 from ssnet_mm.engine.checkpoint.loading import (
     check_classes,
     check_finite,
+    compare_classes,
     load_checkpoint,
     load_fitting,
     load_state_dict,
     weights_of,
 )
+from ssnet_mm.engine.checkpoint.meta import dataset_meta
 from ssnet_mm.engine.checkpoint.reading import (
     allow_history,
     read_checkpoint,
@@ -41,8 +43,9 @@ from ssnet_mm.engine.checkpoint.work_dir import (
 
 __all__ = [
     'Place', 'allow_history', 'changed', 'check_classes', 'check_finite', 'check_unmixed',
-    'chosen_otherwise', 'expected_eps', 'expected_input', 'find_checkpoint', 'load_checkpoint',
-    'load_fitting', 'load_state_dict', 'newest_whole', 'numbered_checkpoints', 'pretrained_weights',
-    'read_checkpoint', 'read_to_load', 'scored_otherwise', 'trained_otherwise', 'training_config',
-    'was_read', 'weights_of', 'weights_only',
+    'chosen_otherwise', 'compare_classes', 'dataset_meta', 'expected_eps', 'expected_input',
+    'find_checkpoint', 'load_checkpoint', 'load_fitting', 'load_state_dict', 'newest_whole',
+    'numbered_checkpoints', 'pretrained_weights', 'read_checkpoint', 'read_to_load',
+    'scored_otherwise', 'trained_otherwise', 'training_config', 'was_read', 'weights_of',
+    'weights_only',
 ]  # fmt: skip

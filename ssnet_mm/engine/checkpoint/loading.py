@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
+from ssnet_mm.engine.checkpoint.meta import dataset_meta
 from ssnet_mm.engine.checkpoint.reading import read_checkpoint
 from ssnet_mm.errors import UserError, few, listed
 
@@ -141,14 +142,29 @@ def check_classes(
         classes: Of the data set; empty where it names none.
 
     Raises:
-        UserError: They have other names or another order, so that scores would mean nothing.
+        UserError: As of :func:`compare_classes`.
     """
-    meta = checkpoint.get('meta')
-    meta = meta if isinstance(meta, Mapping) else {}
-    trained = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')  # mmseg 0.x
+    trained = dataset_meta(checkpoint.get('meta')).get('classes')
     if not trained:
         print(f'Note: {source} does not name its classes; they are taken in the order of the data')
-    elif classes and list(trained) != list(classes):
+    else:
+        compare_classes(trained, source, classes)
+
+
+def compare_classes(
+    trained: Sequence[str], source: str | os.PathLike[str], classes: Sequence[str]
+) -> None:
+    """Are the classes that a checkpoint was trained on those of a data set, in the same order?
+
+    Args:
+        trained: The checkpoint's.
+        source: Its file, for the message.
+        classes: Of the data set; empty where it names none.
+
+    Raises:
+        UserError: They have other names or another order, so that scores would mean nothing.
+    """
+    if classes and list(trained) != list(classes):
         pairs = zip_longest(trained, classes)
         label, (theirs, ours) = next(p for p in enumerate(pairs) if p[1][0] != p[1][1])
         how = 'in another order' if sorted(trained) == sorted(classes) else 'of other names'

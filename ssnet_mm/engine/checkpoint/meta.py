@@ -26,6 +26,14 @@ def check_meta(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> N
     _tell(path, _faults_of_meta(checkpoint))
 
 
+def dataset_meta(meta: Any) -> dict[str, Any]:
+    """What ``meta`` tells of the training data, as classes and palette; empty if it is nothing."""
+    meta = meta if isinstance(meta, Mapping) else {}
+    if meta.get('CLASSES') and not meta.get('dataset_meta'):  # of mmseg 0.x
+        return {'classes': meta['CLASSES'], 'palette': meta.get('PALETTE')}
+    return dict(meta.get('dataset_meta') or {})
+
+
 def check_resumable(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Is what resuming takes from a checkpoint of the right kinds?
 
