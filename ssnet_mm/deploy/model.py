@@ -12,11 +12,11 @@ from mmengine.config import Config
 from ssnet_mm.deploy.device import check_device
 from ssnet_mm.engine.checkpoint import (
     compare_classes,
+    dataset_meta,
     load_checkpoint,
     read_checkpoint,
     trained_otherwise,
 )
-from ssnet_mm.engine.checkpoint import dataset_meta as trained_on
 from ssnet_mm.engine.config import (
     build_segmentor,
     config_errors,
@@ -58,10 +58,12 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
     meta = load_checkpoint(model, checkpoint).get('meta')
     for note in trained_otherwise(checkpoint, meta, model, cfg):
         print(f'Note: {note}', file=sys.stderr)
-    dataset_meta = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+    trained_on = dataset_meta(meta)
     # which no export is to replace, and no data set of other classes to score
-    model.checkpoint, model.trained_classes = checkpoint, trained_on(meta).get('classes') or ()
-    return ready(model, cfg, dataset_meta).to(device).eval()
+    model.checkpoint, model.trained_classes = checkpoint, trained_on.get('classes') or ()
+    if trained_on and not meta.get('dataset_meta'):  # of mmseg 0.x, which keeps no more
+        trained_on = {**config_meta(cfg), **trained_on}
+    return ready(model, cfg, trained_on).to(device).eval()
 
 
 def check_trained_classes(model: Any, dataset: Any) -> None:

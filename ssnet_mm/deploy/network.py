@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,12 +32,25 @@ def named_classes(
 ) -> tuple[int, tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """How many classes a segmentor's labels tell apart, their names and their RGB colours.
 
-    One channel tells two apart. Where a data set names the second alone, the background is before
-    it, in black. Names and colours are empty where they are not known.
+    Where a data set names one of the two that one channel tells apart, the background is before it,
+    in black. Names and colours are empty where they are not known, or are those of another
+    number of classes, which is told.
     """
-    head, meta = last_head(model), getattr(model, 'dataset_meta', None) or {}
-    names, palette = names_of(model, meta)
-    return max(head.num_classes, 2), names, palette
+    num_classes = count_classes(model)
+    names, palette = names_of(model, getattr(model, 'dataset_meta', None) or {})
+    if names and len(names) != num_classes:
+        print(
+            f'Note: the data set, of the checkpoint or else of the config, names {len(names)} classes, '
+            f'the network has {num_classes}: they are numbered',
+            file=sys.stderr,
+        )
+        names, palette = (), ()
+    return num_classes, names, palette
+
+
+def count_classes(model: Any) -> int:
+    """How many classes a segmentor's labels tell apart: one channel tells two."""
+    return max(last_head(model).num_classes, 2)
 
 
 def names_of(

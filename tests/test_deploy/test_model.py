@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from ssnet_mm.deploy.model import load_model, ready
+from ssnet_mm.deploy.network import make_processor
+from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.engine.config import build_segmentor, load_config
 from ssnet_mm.errors import UserError
 
@@ -30,6 +32,33 @@ def test_weights_that_expect_other_images_are_told(tiny_config, tmp_path, capsys
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, tmp_path / 'a.pth')
     load_model(given, str(tmp_path / 'a.pth'), 'cpu')
     assert ('a.pth: the weights expect RGB' in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(
+    ('meta', 'classes', 'told'),
+    [
+        (dict(CLASSES=['a', 'b', 'c'], PALETTE=[[1, 2, 3]] * 3), ('a', 'b', 'c'), ''),  # mmseg 0.x
+        (dict(dataset_meta=dict(classes=('a', 'b', 'c'))), ('a', 'b', 'c'), ''),
+        (dict(CLASSES=['a', 'b']), (), 'names 2 classes, the network has 3: they are numbered'),
+        (dict(dataset_meta=dict(classes=tuple('abcd'), palette=[[1, 2, 3]] * 4)), (), 'names 4 cl'),
+        ({}, ('ground', 'left', 'right'), ''),
+    ],
+)
+def test_names_and_colours_are_the_checkpoints_where_there_are_as_many(
+    tiny_config, tmp_path, capsys, meta, classes, told
+):
+    cfg = load_config(tiny_config())
+    torch.save({'state_dict': build_segmentor(cfg).state_dict(), 'meta': meta}, tmp_path / 'a.pth')
+    model = load_model(cfg, str(tmp_path / 'a.pth'), 'cpu')
+    processor, said = make_processor(model), capsys.readouterr().err
+    assert processor.classes == classes and told in said and bool(said) == bool(told)
+    if not meta.get('CLASSES') or told:
+        assert (1, 2, 3) not in processor.palette
+    else:
+        assert processor.palette == ((1, 2, 3),) * 3
+    segment = Segmenter(cfg, tmp_path / 'a.pth', device='cpu')
+    assert segment.classes == classes and segment.palette == processor.palette
+    assert capsys.readouterr().err.count(told or 'Note') == bool(told)
 
 
 META = "test_dataloader['dataset'].update(type='PascalVOCDataset', metainfo=dict({}))\n"
