@@ -21,7 +21,7 @@ from PIL import Image
 
 from ssnet_mm.deploy.images import full_palette
 from ssnet_mm.deploy.model import check_device, check_trained_classes, load_model
-from ssnet_mm.deploy.network import named_classes, names_of
+from ssnet_mm.deploy.network import count_classes, names_of
 from ssnet_mm.engine.config import config_errors, load_config
 from ssnet_mm.engine.data import check_data
 from ssnet_mm.engine.painting import read_as_loaded
@@ -80,7 +80,7 @@ def predict_samples(model: Any, dataset: Any, indices: Iterable[int]) -> Iterato
         truth = inputs['data_samples'].gt_sem_seg.data
         with torch.no_grad():
             (result,) = model.test_step(pseudo_collate([inputs]))
-        prediction = result.pred_sem_seg.data.cpu()
+        prediction = result.pred_sem_seg.data.cpu().long()  # floats, of a single channel
         yield Sample(image, truth.squeeze(0).numpy(), prediction.squeeze(0).numpy())
 
 
@@ -191,7 +191,7 @@ def show_predictions(
     cfg.setdefault('test_dataloader', cfg.val_dataloader)  # whose images are shown
     model = load_model(cfg, os.fspath(checkpoint), device)
     check_trained_classes(model, dataset)
-    num_classes = named_classes(model)[0]
+    num_classes = count_classes(model)
     names, palette = names_of(model, dataset.metainfo)
     if len(names) != num_classes:
         raise UserError(

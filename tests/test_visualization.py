@@ -197,6 +197,26 @@ def test_classes_that_are_not_the_checkpoints_are_refused(tmp_path, tiny_config,
         show_predictions(tiny_config(), tiny_checkpoint, tmp_path / 'p.png', 1, 'cpu')
 
 
+def test_one_channel_tells_its_class_from_the_background(tmp_path, tiny_config, tiny_data):
+    for mask in (tiny_data / 'SegmentationClass').iterdir():
+        labels = np.array(Image.open(mask))
+        Image.fromarray(np.where(labels == 255, 255, labels > 0).astype(np.uint8)).save(mask)
+    config = tiny_config(
+        'model["decode_head"].update(num_classes=2, out_channels=1, threshold=0.5,'
+        ' loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=True))\n'
+        'val_dataloader["dataset"]["metainfo"] = dict(classes=("crack",), palette=[[250, 9, 0]])'
+    )
+    model = init_model(config, device='cpu')
+    model.init_weights()
+    for name, parameter in model.named_parameters():
+        if 'scores' in name and name.endswith('bias'):
+            torch.nn.init.constant_(parameter, 5)  # class 1 everywhere
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, tmp_path / 'one.pth')
+    out = tmp_path / 'p.png'
+    assert show_predictions(config, tmp_path / 'one.pth', out, 1, 'cpu') == 1
+    assert {(250, 9, 0), (0, 0, 0)} <= colours_in(Image.open(out))
+
+
 def test_a_damaged_image_is_named(tmp_path, tiny_config, tiny_checkpoint, tiny_data):
     (tmp_path / 'JPEGImages').mkdir()
     (tmp_path / 'SegmentationClass').symlink_to(tiny_data / 'SegmentationClass')

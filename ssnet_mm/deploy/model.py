@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ssnet_mm.deploy.device import check_device
+from ssnet_mm.deploy.network import names_of
 from ssnet_mm.engine.checkpoint import (
     compare_classes,
     dataset_meta,
@@ -69,8 +70,12 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
 def check_trained_classes(model: Any, dataset: Any) -> None:
     """UserError where a segmentor of ``load_model`` was trained on other classes than a data set's."""
     if getattr(model, 'trained_classes', ()):
-        classes = dataset.metainfo.get('classes') or ()
-        compare_classes(model.trained_classes, model.checkpoint, classes)
+        # with the background before the one name that one channel may have
+        trained, given = (
+            names_of(model, dict(meta, palette=None))[0]
+            for meta in ({'classes': model.trained_classes}, dataset.metainfo)
+        )
+        compare_classes(trained, model.checkpoint, given)
 
 
 def ready(model: Any, cfg: Config, dataset_meta: Any = None) -> Any:
