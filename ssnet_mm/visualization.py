@@ -25,6 +25,7 @@ from ssnet_mm.deploy.network import count_classes, names_of
 from ssnet_mm.engine.config import config_errors, load_config
 from ssnet_mm.engine.data import check_data
 from ssnet_mm.engine.painting import read_as_loaded
+from ssnet_mm.engine.samples import check_truth
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import write_result
 
@@ -75,8 +76,7 @@ def predict_samples(model: Any, dataset: Any, indices: Iterable[int]) -> Iterato
             if image is None:
                 raise UserError(f'cannot read {path}: damaged, or not an image')
             inputs = dataset[index]
-        if 'gt_sem_seg' not in inputs['data_samples']:
-            raise UserError('the config loads no label maps, so there is no truth to show')
+        check_truth(inputs)
         truth = inputs['data_samples'].gt_sem_seg.data
         with torch.no_grad():
             (result,) = model.test_step(pseudo_collate([inputs]))
@@ -188,7 +188,8 @@ def show_predictions(
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     check_data(cfg, 'val_dataloader', num_classes=None)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    cfg.setdefault('test_dataloader', cfg.val_dataloader)  # whose images are shown
+    if not cfg.get('test_dataloader'):
+        cfg.test_dataloader = cfg.val_dataloader  # whose images are shown
     model = load_model(cfg, os.fspath(checkpoint), device)
     check_trained_classes(model, dataset)
     num_classes = count_classes(model)

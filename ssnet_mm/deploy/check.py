@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from torch import Tensor
@@ -23,8 +22,9 @@ from ssnet_mm.deploy.network import last_head
 from ssnet_mm.deploy.processor import Processor, resize_labels
 from ssnet_mm.deploy.runtimes.session import Session, not_finite
 from ssnet_mm.engine.data import check_data
-from ssnet_mm.engine.samples import check_samples
-from ssnet_mm.errors import UserError
+from ssnet_mm.engine.preflight.dry_run import build_evaluator
+from ssnet_mm.engine.samples import check_samples, check_truth
+from ssnet_mm.errors import UserError, few
 
 # The share of labels that must agree, on noise. Of random weights, whose labels change with little,
 # sound files kept 97% in half precision and 77% in INT8; a third or more lost was a wrong network.
@@ -179,7 +179,8 @@ def verify(model: Any, path: str | os.PathLike[str], loader: str = 'val') -> dic
         The metric's values, such as ``mIoU``, of the ``model`` and of the ``exported`` one.
 
     Raises:
-        UserError: A file can't be loaded, or an image or its label map is not sound.
+        UserError: A file can't be loaded, an image or its label map is not sound, or the metric gives
+            no mIoU.
     """
     cfg = model.cfg
     check_data(cfg, f'{loader}_dataloader', model.num_classes)
@@ -187,17 +188,31 @@ def verify(model: Any, path: str | os.PathLike[str], loader: str = 'val') -> dic
     data_loader = Runner.build_dataloader(copy.deepcopy(cfg[f'{loader}_dataloader']))
     check_samples(data_loader.dataset, model)
     check_trained_classes(model, data_loader.dataset)
-    evaluators = {
-        name: Evaluator(copy.deepcopy(cfg[f'{loader}_evaluator'])) for name in ('model', 'exported')
-    }
+    check_truth(data_loader.dataset[0])
+    # they write nothing
+    mode = 'train' if loader == 'val' else loader
+    evaluators = {name: build_evaluator(cfg, mode) for name in ('model', 'exported')}
     for evaluator in evaluators.values():
+        if evaluator is None or not evaluator.metrics:
+            raise _without_score(cfg, loader, ())
         evaluator.dataset_meta = data_loader.dataset.metainfo
     for data in data_loader:
         with torch.no_grad():
             evaluators['model'].process(model.test_step(copy.deepcopy(data)), data)
             results = _test_step(model, session, copy.deepcopy(data))
             evaluators['exported'].process(results, data)
-    return {name: e.evaluate(len(data_loader.dataset)) for name, e in evaluators.items()}
+    found = {name: e.evaluate(len(data_loader.dataset)) for name, e in evaluators.items()}
+    if 'mIoU' not in found['model']:
+        raise _without_score(cfg, loader, found['model'])
+    return found
+
+
+def _without_score(cfg: Any, loader: str, names: Iterable[str]) -> UserError:
+    """The error for metrics that do not give what files are verified by."""
+    return UserError(
+        f'{loader}_evaluator of {cfg.filename} gives {few(names) or "nothing"}, and no mIoU to '
+        f"compare; set {loader}_evaluator to dict(type='IoUMetric', iou_metrics=['mIoU'])"
+    )
 
 
 def _test_step(model: Any, session: Session, data: Any) -> list[Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ssnet_mm.deploy.model import check_trained_classes
 from ssnet_mm.engine.data import check_data
-from ssnet_mm.engine.samples import check_samples
+from ssnet_mm.engine.samples import check_samples, check_truth
 from ssnet_mm.errors import UserError
 
 _PIXELS = 500_000  # taken of all images together
@@ -66,6 +66,7 @@ def calibrate(model: Any, loader: str = 'val') -> Calibrated:
     data_loader = Runner.build_dataloader(copy.deepcopy(cfg[f'{loader}_dataloader']))
     check_samples(data_loader.dataset, model)
     check_trained_classes(model, data_loader.dataset)
+    check_truth(data_loader.dataset[0])
     share = max(_PIXELS // max(len(data_loader.dataset), 1), 1)
     random = np.random.default_rng(0)
     logits: list[NDArray[np.float32]] = []

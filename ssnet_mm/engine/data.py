@@ -28,6 +28,8 @@ def check_data(cfg: Config, loader: str, num_classes: int | None = None) -> list
     Raises:
         UserError: One of these is not so.
     """
+    if not cfg.get(loader):
+        raise UserError(f'{cfg.filename} has no {loader}, whose data are needed here; give it one')
     if cfg[loader].get('persistent_workers') and not cfg[loader].get('num_workers'):
         raise UserError(
             f'{loader}: persistent_workers need num_workers above 0; without workers set '

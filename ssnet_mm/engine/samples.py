@@ -103,6 +103,16 @@ class CheckedPipeline(Compose):
             )
 
 
+def check_truth(sample: Mapping[str, Any]) -> None:
+    """UserError where a data set's sample comes without a label map to compare predictions with."""
+    if 'data_samples' not in sample:
+        raise UserError(
+            "samples come without inputs; put dict(type='PackSegInputs') at the end of the pipeline"
+        )
+    if 'gt_sem_seg' not in sample['data_samples']:
+        raise UserError('the config loads no label maps, so there is no truth to show')
+
+
 def _check_file(transform: Callable, image: str | None, mask: str | None) -> None:
     """Look at the header of the file that a transform is about to load.
 

@@ -18,7 +18,7 @@ from ssnet_mm import build_model
 from ssnet_mm.deploy import export as module
 from ssnet_mm.deploy import runtimes
 from ssnet_mm.deploy.check import Report, compare, flat_images, verify
-from ssnet_mm.deploy.confidence import Calibrated
+from ssnet_mm.deploy.confidence import Calibrated, calibrate
 from ssnet_mm.deploy.export import export
 from ssnet_mm.deploy.model import load_model
 from ssnet_mm.deploy.network import MatrixPool, make_processor
@@ -29,6 +29,7 @@ from ssnet_mm.deploy.runtimes import openvino as openvino_runtime
 from ssnet_mm.deploy.segmenter import Segmenter
 from ssnet_mm.engine.launch import load_config
 from ssnet_mm.errors import UserError
+from ssnet_mm.visualization import show_predictions
 
 # batch, height, width: crops of the upsampled maps at the bottom, right, both or none; all are
 # other sizes than the example's
@@ -461,6 +462,37 @@ def test_verify_names_the_sample_that_is_damaged(model, tiny_config, tiny_data, 
     (tiny_data / 'JPEGImages' / '1.jpg').write_bytes(b'')
     with pytest.raises(UserError, match='/1.jpg: LoadImageFromFile fails with'):
         verify(made, tmp_path / 'a.onnx')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ('val_evaluator["iou_metrics"] = ["mDice"]', 'gives aAcc, mDice, mAcc, and no mIoU to comp'),
+        ('val_evaluator.update(format_only=True, output_dir="out")', 'gives nothing, and no mIoU'),
+        ('val_evaluator = None', 'val_evaluator of .* gives nothing, and no mIoU to compare; set v'),
+        ('val_dataloader = None', 'has no val_dataloader, whose data are needed here; give it one'),
+        ('del val_dataloader', 'has no val_dataloader, whose data are needed here; give it one'),
+        ('del val_dataloader["dataset"]["pipeline"][1]', 'the config loads no label maps, so ther'),
+        ('del val_dataloader["dataset"]["pipeline"][2]', 'without inputs; put .*PackSegInputs'),
+    ],
+)
+def test_data_and_metrics_that_verify_nothing_are_told(
+    tiny, tiny_config, tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(tiny_config(changes))
+    model = load_model(load_config(tiny[0]), tiny[1], 'cpu')
+    session = runtimes.Session(lambda planes: np.zeros((1, 3, 5, 6)), make_processor(model))
+    monkeypatch.setattr(runtimes, 'load', lambda path: session)
+    model.cfg = cfg
+    with pytest.raises(UserError, match=message):
+        verify(model, 'a.onnx')
+    if 'evaluator' not in changes:
+        with pytest.raises(UserError, match=message):
+            calibrate(model)
+        with pytest.raises(UserError, match=message):
+            show_predictions(cfg.filename, tiny[1], 'p.png', 1, 'cpu')
+    assert not (tmp_path / 'out').exists()
 
 
 def test_verify_refuses_classes_in_another_order(tiny, tmp_path):
