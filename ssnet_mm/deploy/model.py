@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ssnet_mm.deploy.device import check_device
-from ssnet_mm.deploy.network import names_of
+from ssnet_mm.deploy.network import kind_of, names_of, pipeline_of
 from ssnet_mm.engine.checkpoint import (
     compare_classes,
     dataset_meta,
@@ -88,20 +88,22 @@ def ready(model: Any, cfg: Config, dataset_meta: Any = None) -> Any:
         with config_errors(f'{cfg.filename} has neither test_pipeline nor test_dataloader'):
             _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
             cfg.test_pipeline = dataset.pipeline
-    elif cfg.get('test_dataloader'):
-        _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
-        kinds = [_without_labels(p) for p in (cfg.test_pipeline, dataset.get('pipeline') or [])]
+    model.cfg = cfg
+    pipeline = pipeline_of(model)
+    if cfg.get('test_dataloader'):
+        with config_errors(f'test_dataloader of {cfg.filename}'):
+            _, dataset = next(single_datasets(cfg.test_dataloader.dataset, 'test_dataloader'))
+            kinds = [_without_labels(p) for p in (pipeline, dataset.get('pipeline') or [])]
         if kinds[0] != kinds[1]:
             print(
                 'Note: images are read as test_pipeline says; test_dataloader.dataset.pipeline, by '
                 'which the test reads them, differs',
                 file=sys.stderr,
             )
-    model.cfg = cfg
     model.dataset_meta = dataset_meta or config_meta(cfg)
     return model
 
 
 def _without_labels(pipeline: Any) -> list[Any]:
     names = ('LoadAnnotations', 'PackSegInputs')
-    return [plain(transform) for transform in pipeline if transform.get('type') not in names]
+    return [plain(transform) for transform in pipeline if kind_of(transform) not in names]

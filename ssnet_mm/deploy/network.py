@@ -65,6 +65,32 @@ def names_of(
     return names, palette
 
 
+def kind_of(transform: Any) -> str:
+    """The name of a transform's class, of mmcv's and mmseg's without scope and module."""
+    kind = transform['type']
+    name = kind if isinstance(kind, str) else f'{kind.__module__}.{kind.__qualname__}'
+    return name.rpartition('.')[2] if name.partition('.')[0] in ('mmcv', 'mmseg') else name
+
+
+def pipeline_of(model: Any) -> list[Any]:
+    """The transforms of a segmentor's test pipeline; none where its ``cfg`` has no pipeline.
+
+    UserError where it is no list of transforms.
+    """
+    cfg = getattr(model, 'cfg', {})
+    if 'test_pipeline' not in cfg:
+        return []
+    given = cfg['test_pipeline']
+    known = isinstance(given, (list, tuple)) and given
+    if not known or not all(isinstance(t, Mapping) and 'type' in t for t in given):
+        raise UserError(
+            f'test_pipeline of {getattr(cfg, "filename", "the config")} must be a list of '
+            f"transforms, as [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]; got "
+            f'{given!r}'
+        )
+    return list(given)
+
+
 def make_processor(
     model: Any, end_to_end: bool = False, precision: str = 'fp32', scores: bool = False
 ) -> Processor:
@@ -77,14 +103,14 @@ def make_processor(
         raise UserError('sliding windows are not exported; set model.test_cfg.mode=whole')
     if getattr(preprocessor, 'test_cfg', None):
         raise UserError('a data_preprocessor that pads test images (test_cfg) can not be exported')
-    pipeline = getattr(model, 'cfg', {}).get('test_pipeline', [])
-    types = [transform['type'] for transform in pipeline]
+    pipeline = pipeline_of(model)
+    types = [kind_of(transform) for transform in pipeline]
     if {*types} - {*_LOADING, 'Resize'} or types.count('Resize') > 1:
         raise UserError(
             'the test pipeline can not be exported: it may load, Resize once and pack, but has '
             f'{", ".join(types)}'
         )
-    load: dict[str, Any] = next((t for t in pipeline if t['type'] == 'LoadImageFromFile'), {})
+    load: dict[str, Any] = next((t for t in pipeline if kind_of(t) == 'LoadImageFromFile'), {})
     other = {k: load[k] for k, usual in _READING.items() if load.get(k, usual) != usual}
     if other:
         raise UserError(
@@ -131,6 +157,8 @@ def _resize_of(transform: dict[str, Any]) -> dict[str, Any]:
         value = transform.get(name)
         if value is not None:
             found[name] = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    if len(found) == 1:
+        raise UserError('a Resize without scale and scale_factor can not be exported; give it one')
     return found
 
 

@@ -303,7 +303,10 @@ def test_processors_of_configs(tiny_config):
     assert processor.resize == {'scale': [30, 20], 'keep_ratio': True}
     assert processor.mean == (127.5,) * 3 and processor.channel_order == 'rgb'
     assert Processor.from_json(processor.to_json(), 'it') == processor
+    full = resize.replace('"Resize"', '"mmcv.transforms.processing.Resize"')
+    assert make_processor(init_model(tiny_config(full), device='cpu')) == processor
     for changes, message in (
+        ('test_pipeline[1:1] = [dict(type="Resize")]', 'a Resize without scale and scale_factor'),
         ('test_pipeline[1:1] = [dict(type="RandomFlip", prob=0.5)]', 'has LoadImageFromFile, Rand'),
         (resize.replace('True', 'True, backend="pillow"'), 'Resize with backend can not'),
         ('test_pipeline[0]["color_type"] = "grayscale"', "has {'color_type': 'grayscale'}, and"),

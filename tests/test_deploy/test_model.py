@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,43 @@ def test_weights_that_expect_other_images_are_told(tiny_config, tmp_path, capsys
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, tmp_path / 'a.pth')
     load_model(given, str(tmp_path / 'a.pth'), 'cpu')
     assert ('a.pth: the weights expect RGB' in capsys.readouterr().err) == told
+
+
+PIPELINE = 'test_pipeline of .*tiny_.*[.]py'
+
+
+@pytest.mark.parametrize(
+    ('pipeline', 'message'),
+    [
+        ('[]', f'{PIPELINE} must be a list of transforms, as .*; got ..$'),
+        ('dict(type="LoadImageFromFile")', f'{PIPELINE} must be a list of transforms'),
+        ('[dict(kind="LoadImageFromFile")]', f'{PIPELINE} must be a list of transforms'),
+        ('[test_pipeline[0], dict(type="Rezise")]', f'{PIPELINE}: KeyError: .*Rezise is not in'),
+        ('[test_pipeline[0], dict(type="Resize", size=3)]', f'{PIPELINE}: TypeError: .*size'),
+        ('[test_pipeline[0], dict(type="Resize")]', f'{PIPELINE}: AssertionError: `scale` and'),
+        ('test_pipeline[:1]', "gives no inputs; put dict.type='PackSegInputs'. at its end"),
+    ],
+)
+def test_mistakes_in_the_test_pipeline_are_one_line(tiny_config, tmp_path, pipeline, message):
+    cfg = load_config(tiny_config(f'test_pipeline = {pipeline}'))
+    torch.save({'state_dict': build_segmentor(cfg).state_dict()}, tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=message):
+        Segmenter(cfg, tmp_path / 'a.pth', device='cpu')(np.zeros((40, 48, 3), np.uint8))
+
+
+def test_transforms_named_by_their_modules_are_known(tiny_config, tmp_path):
+    resize = 'test_pipeline[1:1] = [dict(type="{}Resize", scale=(32, 24), keep_ratio=True)]'
+    image = np.random.default_rng(0).integers(0, 256, (40, 48, 3)).astype(np.uint8)
+    found = []
+    for module in ('', 'mmcv.transforms.processing.'):
+        cfg = load_config(tiny_config(resize.format(module)))
+        torch.manual_seed(0)
+        torch.save({'state_dict': build_segmentor(cfg).state_dict()}, tmp_path / 'a.pth')
+        segment = Segmenter(cfg, tmp_path / 'a.pth', device='cpu')
+        assert segment.session.largest_input == 32
+        assert segment.session.rescaled(1).largest_input is None
+        found.append(segment(image, scores=True)[1])
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize(

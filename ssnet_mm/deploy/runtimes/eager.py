@@ -18,11 +18,11 @@ from PIL import Image
 from ssnet_mm.deploy.fusion import fuse as fuse_layers
 from ssnet_mm.deploy.images import Maps, Pixels, check_mode, label_type, to_rgb
 from ssnet_mm.deploy.model import check_device, load_model
-from ssnet_mm.deploy.network import last_head, named_classes
+from ssnet_mm.deploy.network import kind_of, last_head, named_classes, pipeline_of
 from ssnet_mm.deploy.precision import pack_weights, run_in_bfloat16
 from ssnet_mm.deploy.processor import Scale, decide, empty_maps, rescaled
 from ssnet_mm.deploy.tiling import Tiling, Window, label_tiles
-from ssnet_mm.engine.config import load_config
+from ssnet_mm.engine.config import config_errors, load_config
 from ssnet_mm.engine.samples import image_bands
 from ssnet_mm.errors import UserError
 from ssnet_mm.limits import MAX_PIXELS, open_image
@@ -46,9 +46,9 @@ class TorchSession:
         self.process = os.getpid()
         self.model = model
         init_default_scope(model.cfg.get('default_scope', 'mmseg'))
-        load, *rest = model.cfg.test_pipeline
-        self.transforms = [t for t in rest if t['type'] != 'LoadAnnotations']
-        if any('TestTimeAug' in str(t['type']) for t in self.transforms):
+        load, *rest = pipeline_of(model)
+        self.transforms = [t for t in rest if kind_of(t) != 'LoadAnnotations']
+        if any('TestTimeAug' in kind_of(t) for t in self.transforms):
             raise UserError(
                 'the test pipeline makes several versions of an image (TestTimeAug), and one is '
                 'segmented here; make that tta_pipeline, and test_pipeline one that loads, resizes '
@@ -57,10 +57,11 @@ class TorchSession:
         self.from_array = dict(
             type='LoadImageFromNDArray', to_float32=load.get('to_float32', False)
         )
-        self.pipeline = Compose([self.from_array, *self.transforms])
         self.loader = load
-        self.own_loader = load['type'].rpartition('.')[2] != 'LoadImageFromFile'
-        self.load = Compose([load if self.own_loader else dict(load, to_float32=False)])
+        self.own_loader = kind_of(load) != 'LoadImageFromFile'
+        with config_errors(f'test_pipeline of {model.cfg.filename}'):
+            self.pipeline = Compose([self.from_array, *self.transforms])
+            self.load = Compose([load if self.own_loader else dict(load, to_float32=False)])
         self.num_classes, self.classes, self.palette = named_classes(model)
         self.first_index = int(bool((model.dataset_meta or {}).get('reduce_zero_label')))
         self.bands = image_bands(model)
@@ -99,7 +100,7 @@ class TorchSession:
 
     def rescaled(self, scale: Scale) -> TorchSession:
         """The same network for images of another size than the test pipeline's."""
-        resizes = [t['type'] for t in self.transforms if 'Resize' in t['type']]
+        resizes = [kind_of(t) for t in self.transforms if 'Resize' in kind_of(t)]
         if resizes not in ([], ['Resize']):
             raise UserError(
                 f'scale takes the place of one Resize, and the test pipeline has {resizes}'
@@ -107,14 +108,14 @@ class TorchSession:
         found = rescaled(scale)
         resize = [{'type': 'Resize', **{k: _pair(v) for k, v in found.items()}}] if found else []
         made = copy.copy(self)
-        made.transforms = [*resize, *(t for t in self.transforms if t['type'] != 'Resize')]
+        made.transforms = [*resize, *(t for t in self.transforms if kind_of(t) != 'Resize')]
         made.pipeline = Compose([self.from_array, *made.transforms])
         return made
 
     @property
     def largest_input(self) -> int | None:
         """The longest side that the network's input can have; None: any."""
-        scales = [t.get('scale') for t in self.transforms if t['type'] == 'Resize']
+        scales = [t.get('scale') for t in self.transforms if kind_of(t) == 'Resize']
         return max(scales[0]) if scales and isinstance(scales[0], (list, tuple)) else None
 
     def __call__(self, images: list[Pixels], scores: bool = False) -> list[Any]:
@@ -183,11 +184,16 @@ class TorchSession:
             )
         if image.shape[2] == 1:  # has no axis of its own where OpenCV reads it
             image = image[..., 0]
-        elif image.shape[2] == 3 and [t['type'] for t in self.transforms] == ['PackSegInputs']:
+        elif image.shape[2] == 3 and [*map(kind_of, self.transforms)] == ['PackSegInputs']:
             image = image[..., ::-1]  # which it copies anyway, and a large image once less so
         else:
             image = _swapped(image)
-        return self.pipeline({'img': image})
+        packed = self.pipeline({'img': image})
+        if 'inputs' not in packed:
+            raise UserError(
+                "the test pipeline gives no inputs; put dict(type='PackSegInputs') at its end"
+            )
+        return packed
 
 
 def _probabilities(result: Any) -> torch.Tensor:
