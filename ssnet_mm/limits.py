@@ -124,6 +124,13 @@ def stored_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.Zip
     return members
 
 
+def check_regular(source: str | os.PathLike[str] | IO[bytes]) -> None:
+    """ValueError where the name is that of a pipe or a device, which might never end."""
+    path = source if isinstance(source, (str, os.PathLike)) else ''
+    if path and os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ValueError('it is no file but a pipe or a device')
+
+
 def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int | None) -> Image.Image:
     """Open an image of a usual format; its pixels are not read yet.
 
@@ -132,8 +139,10 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int | Non
         max_pixels: How many it may declare; None for any number.
 
     Raises:
-        ValueError: They are more. What Pillow raises otherwise is not documented.
+        ValueError: They are more, or it is no regular file, which a pipe would be waited for. What
+            Pillow raises otherwise is not documented.
     """
+    check_regular(source)
     image: Image.Image
     try:
         image = Image.open(source, formats=tuple(IMAGE_FORMATS))

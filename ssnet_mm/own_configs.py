@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from ssnet_mm.errors import UserError
@@ -32,7 +33,7 @@ def find_config(name: str) -> str:
     Raises:
         UserError: There is neither; names what may be meant.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return name
     folder, names = configs_folder(), config_names()
     bare = name.removesuffix('.py')

@@ -10,6 +10,7 @@ cameras an overlay video.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def _refuse_unused(args: argparse.Namespace) -> None:
 
 
 def _is_folder(source: str) -> bool:
-    return source != '-' and Path(source).is_dir()
+    return source != '-' and os.path.isdir(source)
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ SOURCE may hold masks (class numbers, black and white, colours), or an export of
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -127,7 +128,7 @@ def _paths(paths: list[str]) -> tuple[str, Path, Path]:
 
 
 def _names(words: list[str]) -> list[str]:
-    if len(words) == 1 and Path(words[0]).is_file():
+    if len(words) == 1 and os.path.isfile(words[0]):
         from ssnet_mm.prepare.labels import read_names
 
         words = read_names(Path(words[0]))

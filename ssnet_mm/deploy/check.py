@@ -179,8 +179,8 @@ def verify(model: Any, path: str | os.PathLike[str], loader: str = 'val') -> dic
         The metric's values, such as ``mIoU``, of the ``model`` and of the ``exported`` one.
 
     Raises:
-        UserError: A file can't be loaded, an image or its label map is not sound, or the metric gives
-            no mIoU.
+        UserError: A file can't be loaded, an image or its label map is not sound, or no metric
+            gives mIoU.
     """
     cfg = model.cfg
     check_data(cfg, f'{loader}_dataloader', model.num_classes)

@@ -88,7 +88,7 @@ def export(
         raise UserError(f'format must be one of {", ".join(FORMATS)}, got {format}')
     if precision not in PRECISIONS:
         raise UserError(f'precision must be one of {", ".join(PRECISIONS)}, got {precision}')
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f'{path} is a folder; name a file, or another place')
     if min(size) < 1:
         raise UserError(f'size must be a height and a width of at least 1 pixel, got {size}')

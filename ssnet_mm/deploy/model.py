@@ -68,7 +68,7 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
 
 
 def check_trained_classes(model: Any, dataset: Any) -> None:
-    """UserError where a segmentor of ``load_model`` was trained on other classes than a data set's."""
+    """UserError where a data set has other classes than a segmentor of ``load_model`` knows."""
     if getattr(model, 'trained_classes', ()):
         # with the background before the one name that one channel may have
         trained, given = (

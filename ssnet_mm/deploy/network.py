@@ -40,8 +40,8 @@ def named_classes(
     names, palette = names_of(model, getattr(model, 'dataset_meta', None) or {})
     if names and len(names) != num_classes:
         print(
-            f'Note: the data set, of the checkpoint or else of the config, names {len(names)} classes, '
-            f'the network has {num_classes}: they are numbered',
+            f'Note: the data set, of the checkpoint or else of the config, names {len(names)} '
+            f'classes, the network has {num_classes}: they are numbered',
             file=sys.stderr,
         )
         names, palette = (), ()

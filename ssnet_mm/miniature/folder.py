@@ -60,9 +60,9 @@ def _contents(parameters: dict[str, Any]) -> set[str]:
 
 def _is_drawn(root: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
     """Whether ``root`` holds what is wanted already; UserError if it can't be drawn there."""
-    if not root.exists():
+    if not os.path.exists(root):
         return False
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f'{root} is a file: choose another folder')
     there = {path.relative_to(root).as_posix() for path in root.rglob('*')}
     if not there:

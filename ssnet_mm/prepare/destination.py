@@ -75,10 +75,10 @@ class Destination:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        if root.exists() and not root.is_dir():
+        if os.path.exists(root) and not os.path.isdir(root):
             raise UserError(f'{root} is a file: name another folder')
         self.record = _read_record(root / RECORD)
-        if self.record is None and root.is_dir() and _holds_files(root):
+        if self.record is None and os.path.isdir(root) and _holds_files(root):
             raise UserError(
                 f'{root} holds other files, which are left alone: name a new or an empty folder'
             )

@@ -116,8 +116,8 @@ class Folder:
     """
 
     def __init__(self, root: Path, masks: Path | None = None) -> None:
-        if not root.is_dir():
-            what = 'is a file; unpack archives' if root.exists() else 'no such folder'
+        if not os.path.isdir(root):
+            what = 'is a file; unpack archives' if os.path.exists(root) else 'no such folder'
             raise UserError(f'{root}: {what}; name the folder that holds photos and annotations')
         self.root = root
         self.masks = masks

@@ -47,7 +47,8 @@ def read_run(work_dir: str | os.PathLike[str]) -> Run:
     """
     folder = Path(work_dir)
     # folders are named by their times
-    logs = [folder] if folder.is_file() else sorted(folder.glob('*/vis_data/scalars.json'))
+    within = folder.glob('*/vis_data/scalars.json') if os.path.isdir(folder) else ()
+    logs = [folder] if os.path.isfile(folder) else sorted(within)
     if not logs:
         raise UserError(
             f'no log of a training in {work_dir}: expected {work_dir}/TIME/vis_data/scalars.json; '

@@ -87,7 +87,7 @@ def convert_weights(
     dest = Path(dest)
     if dest.suffix not in WEIGHTS_SUFFIXES:
         raise UserError(f'{dest}: a checkpoint ends in {" or ".join(WEIGHTS_SUFFIXES)}')
-    if dest.exists() and not overwrite:
+    if os.path.exists(dest) and not overwrite:
         raise UserError(f'{dest} is there already; choose another name, or set overwrite')
     if bn_batches < 0:
         raise UserError(f'{bn_batches} batches for batch norm: expected 0 or more (--bn-batches)')
@@ -104,7 +104,7 @@ def convert_weights(
     if scores is not None:
         if name is None:
             raise UserError('a card is of the network of one of our configs; give that as config')
-        if card.exists() and not overwrite:
+        if os.path.exists(card) and not overwrite:
             raise UserError(f'{card} is there already; choose another name, or set overwrite')
         tested = read_scores(scores, path)
     conversion = load_foreign(path, source, input=input)

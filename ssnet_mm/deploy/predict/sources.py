@@ -48,13 +48,15 @@ def find_images(
         raw = getattr(lines, 'buffer', None)
         names = map(os.fsdecode, raw) if raw else iter(lines)
         paths = [Path(name.strip()) for name in names if name.strip()]
+        if any('\0' in os.fspath(path) for path in paths):
+            raise UserError('standard input holds data, no paths; name the image, or give its path')
         if not paths:
             raise UserError('no image: standard input names none; give one path a line')
         return paths
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return [path]
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise UserError(f'no image or folder {path}; check the path')
     images, others = [], []
     above = {os.path.realpath(leave_out)} if leave_out is not None else set()

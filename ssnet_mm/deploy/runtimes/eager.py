@@ -25,7 +25,7 @@ from ssnet_mm.deploy.tiling import Tiling, Window, label_tiles
 from ssnet_mm.engine.config import config_errors, load_config
 from ssnet_mm.engine.samples import image_bands
 from ssnet_mm.errors import UserError
-from ssnet_mm.limits import MAX_PIXELS, open_image
+from ssnet_mm.limits import MAX_PIXELS, check_regular, open_image
 
 from .session import check_process, not_finite
 
@@ -77,6 +77,7 @@ class TorchSession:
                     check_mode(image)
             del image  # which holds the pixels until then
         if isinstance(source, Path):
+            check_regular(source)
             pixels = self.load({'img_path': str(source)})['img']
         elif self.own_loader:
             raise UserError(f'{self.loader["type"]} of the test pipeline reads paths only')

@@ -1,4 +1,5 @@
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,23 @@ def test_paths_come_from_a_list():
     assert predict.find_images('-', listing) == [Path('in/b.png'), Path('in/a.png')]
     with pytest.raises(UserError, match='standard input names none'):
         predict.find_images('-', io.StringIO('\n'))
+
+
+def test_what_can_be_no_name_is_told(red, tmp_path):
+    long = 300 * 'x'
+    with pytest.raises(UserError, match='no image or folder xxx.*png; check the path'):
+        predict.find_images(f'{long}.png')
+    with pytest.raises(UserError, match='standard input holds data, no paths; name the image'):
+        predict.find_images('-', io.StringIO('\x89PNG\n\x1a\n\0\0\0IHDR'))
+    (failure,) = predict.predict_images(red, [tmp_path / f'{long}.png'], tmp_path / 'out')
+    assert str(tmp_path) in failure and not list((tmp_path / 'out').rglob('*.png'))
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='there are no named pipes')
+def test_a_pipe_is_named_and_not_waited_for(red, pictures, tmp_path):
+    os.mkfifo(pictures / 'c.png')
+    (failure,) = predict.predict_images(red, predict.find_images(pictures), tmp_path / 'out')
+    assert 'c.png can not be read (ValueError: it is no file but a pipe or a device)' in failure
 
 
 def test_sources_that_are_videos():
