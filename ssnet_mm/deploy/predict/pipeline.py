@@ -7,6 +7,7 @@ what is said are as if they did not.
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
@@ -145,7 +146,10 @@ def _names(task: Task, images: Sequence[Path], root: Path | None) -> list[str]:
     """Names of the images' files, without suffix; UserError where they would overwrite others."""
     out_dir = task.out_dir
     folders = {(out_dir / kind).resolve() for kind in OUTPUTS}
-    for folder in {image.parent.resolve() for image in images}:
+    real = os.path.realpath  # unlike resolve() it takes links to themselves
+    # of a link its own folder, and that of what it names
+    above = {Path(p) for i in images for p in (real(i.parent), os.path.dirname(real(i)))}
+    for folder in above:
         if not folders.isdisjoint((folder, *folder.parents)):
             raise UserError(f'{out_dir} would overwrite the images; choose another folder')
     names = [name.removesuffix('.png') for name in output_names(images, root)]

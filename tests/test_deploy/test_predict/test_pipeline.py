@@ -112,6 +112,18 @@ def test_inputs_are_not_overwritten(red, pictures, tmp_path):
     assert images[0].read_bytes() == before and not (tmp_path / 'overlay').exists()
 
 
+def test_what_links_name_is_not_overwritten(red, pictures, tmp_path):
+    pictures.rename(tmp_path / 'index')
+    links = tmp_path / 'links'
+    links.mkdir()
+    (links / 'a.png').symlink_to(tmp_path / 'index' / 'a.png')
+    (links / 'round.png').symlink_to('round.png')  # names nothing
+    before = (links / 'a.png').read_bytes()
+    with pytest.raises(UserError, match='would overwrite the images; choose another'):
+        predict.predict_images(red, predict.find_images(links), tmp_path)
+    assert (links / 'a.png').read_bytes() == before and not (tmp_path / 'overlay').exists()
+
+
 def test_devices_that_are_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
     assert model_module.check_device(None) == 'cpu' and model_module.check_device('cpu') == 'cpu'
