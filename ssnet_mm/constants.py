@@ -18,3 +18,6 @@ CAFFE_MEAN_BGR = (104.00699, 116.66877, 122.67892)
 
 # Files of weights that are written, and run without a config where they name one of ours.
 WEIGHTS_SUFFIXES = ('.pth', '.safetensors')
+
+# That a runtime may be given: beyond some number OpenMP ends the process.
+MAX_THREADS = 1024

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ssnet_mm.constants import MAX_THREADS
 from ssnet_mm.deploy.runtimes import FORMATS
 from ssnet_mm.errors import UserError
 
@@ -57,6 +58,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and np.min(value) < 1:
                 raise UserError(f'{name} must be at least 1, got {value}')
+        if self.threads > MAX_THREADS:
+            raise UserError(f'threads must be at most {MAX_THREADS}, got {self.threads}')
         from ssnet_mm.deploy.device import check_device  # imports torch
 
         check_device(self.device)

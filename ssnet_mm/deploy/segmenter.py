@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ssnet_mm.constants import WEIGHTS_SUFFIXES
+from ssnet_mm.constants import MAX_THREADS, WEIGHTS_SUFFIXES
 from ssnet_mm.deploy import runtimes
 from ssnet_mm.deploy.images import ImageLike, Labels, Pixels, bands_of_rows, full_palette
 from ssnet_mm.deploy.processor import Scale
@@ -26,7 +26,6 @@ from ssnet_mm.errors import UserError, first_line
 from ssnet_mm.limits import MAX_PIXELS
 
 _ROWS = 256  # painted at once
-_MOST_THREADS = 1024  # beyond some number OpenMP ends the process
 
 
 class Segmenter:
@@ -101,8 +100,8 @@ class Segmenter:
         ):
             if number is not None and not (isinstance(number, Integral) and number >= 1):
                 raise UserError(f'{name} must be a whole number, at least 1, got {number!r}')
-        if threads is not None and threads > _MOST_THREADS:
-            raise UserError(f'threads must be at most {_MOST_THREADS}, got {threads}')
+        if threads is not None and threads > MAX_THREADS:
+            raise UserError(f'threads must be at most {MAX_THREADS}, got {threads}')
         self.batch_size = batch_size
         self.max_pixels = max_pixels
         self.tiling = make_tiling(tile, overlap)

@@ -58,6 +58,7 @@ def test_rows_come_config_by_config_then_backend_by_backend():
         (dict(threads=0), 'threads must be at least 1, got 0'),
         (dict(rounds=0), 'rounds must be at least 1, got 0'),
         (dict(num_classes=0), 'num_classes must be at least 1, got 0'),
+        (dict(threads=100_000), 'threads must be at most 1024, got 100000'),
         (dict(device='abacus'), 'torch knows no device abacus'),
         (dict(device='cuda:99'), 'device cuda:99: torch finds'),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Collection
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ from ssnet_mm.errors import UserError, require
 
 _UNKNOWN_RATE = 25.0  # frames per second, for cameras that do not tell theirs
 _HIGHEST_RATE = 1000.0
+_NO_DISPLAY = 'showing frames needs a display, and an OpenCV built with windows'
 _AHEAD = 8  # frames in work at once
 
 
@@ -54,6 +56,8 @@ def predict_video(
     camera = is_camera(source)
     if limit is not None and limit < 1:
         raise UserError(f'limit must be at least 1, got {limit}')
+    if show:
+        _check_display()
     if not camera and not os.path.isfile(source):
         raise UserError(f'no video {source}; check the path')
     target = Path(out_dir) / (f'camera{source}.mp4' if camera else f'{Path(source).stem}.mp4')
@@ -167,6 +171,12 @@ def _closed(cv2: Any, painted: Any) -> bool:
         cv2.imshow('ssnet_mm', painted)
         return cv2.waitKey(1) & 0xFF == ord('q')
     except cv2.error as error:
-        raise UserError(
-            'showing frames needs a display, and an OpenCV built with windows'
-        ) from error
+        raise UserError(_NO_DISPLAY) from error
+
+
+def _check_display() -> None:
+    """UserError where there is no display, for want of which Qt, in OpenCV, ends the process."""
+    # the last is how Qt is told to do without one
+    names = ('DISPLAY', 'WAYLAND_DISPLAY', 'QT_QPA_PLATFORM')
+    if sys.platform == 'linux' and not any(map(os.environ.get, names)):
+        raise UserError(_NO_DISPLAY)

@@ -130,10 +130,23 @@ def test_what_is_no_video_is_told_and_leaves_no_file(red, video, tmp_path, monke
 
 def test_a_window_shows_the_frames_and_q_ends_it(red, video, tmp_path, monkeypatch):
     shown, keys = [], iter([-1, ord('q')])
+    monkeypatch.setenv('DISPLAY', ':0')
     monkeypatch.setattr(cv2, 'imshow', lambda _, frame: shown.append(frame), raising=False)
     monkeypatch.setattr(cv2, 'waitKey', lambda _: next(keys), raising=False)
     assert predict.predict_video(red, video, tmp_path / 'out', show=True)[0] == 2
     assert len(shown) == 2 and shown[0].shape == (48, 64, 3)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere windows need no such settings')
+def test_a_display_that_is_not_there_is_told_before_the_first_frame(
+    red, video, tmp_path, monkeypatch
+):
+    for name in ('DISPLAY', 'WAYLAND_DISPLAY', 'QT_QPA_PLATFORM'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cv2, 'imshow', lambda *_: pytest.fail('a frame was shown'), raising=False)
+    with pytest.raises(UserError, match='showing frames needs a display, and an OpenCV built wit'):
+        predict.predict_video(red, video, tmp_path / 'out', show=True)
+    assert not (tmp_path / 'out').exists()
 
 
 def write_video(path, count, size=(64, 48)):
