@@ -27,6 +27,7 @@ import torch
 from ssnet_mm.deploy import fuse
 from ssnet_mm.deploy.precision import compute_in_bfloat16, pack_weights
 from ssnet_mm.deploy.runtimes import FORMATS
+from ssnet_mm.engine.config import config_errors
 from ssnet_mm.errors import UserError
 from ssnet_mm.malloc import keep_freed_memory
 
@@ -226,16 +227,17 @@ def run_layers(
     for row in rows:
         say(row.label)
         model, _ = build_row(row, settings)
-        image = torch.rand(settings.batch, 3, *settings.shape, device=settings.device)
-        if row.runtime == 'fused':
-            model, image = fuse(model), image.to(memory_format=torch.channels_last)
-        model = model.to(settings.device)
-        macs = count_macs(model, image.shape)
-        if row.precision == 'bf16':
-            compute_in_bfloat16(model)
-        if row.runtime == 'fused':
-            pack_weights(model)
-        costs = time_layers(model, image, settings.rounds, macs)
+        with config_errors(row.label):  # it may take no such images
+            image = torch.rand(settings.batch, 3, *settings.shape, device=settings.device)
+            if row.runtime == 'fused':
+                model, image = fuse(model), image.to(memory_format=torch.channels_last)
+            model = model.to(settings.device)
+            macs = count_macs(model, image.shape)
+            if row.precision == 'bf16':
+                compute_in_bfloat16(model)
+            if row.runtime == 'fused':
+                pack_weights(model)
+            costs = time_layers(model, image, settings.rounds, macs)
         results.append(LayerTimes(row, settings, machines[row.precision], costs))
     return results
 

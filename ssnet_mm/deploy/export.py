@@ -118,8 +118,7 @@ def export(
     images: list[Pixels] = []
     for image in calibration or ():
         if isinstance(image, (str, os.PathLike)):
-            with _one_line(f'calibration image {image}'):
-                image = read_image(image)
+            image = _read(image)
         images.append(processor.resized(image))
     held, remark = _held_out(images) if precision == 'int8' else ([], '')
     if (format, precision) == ('onnx', 'int8'):
@@ -163,6 +162,15 @@ def _check_replaced(model: Any, path: Path, kind: Format) -> None:
         raise UserError(
             f'{beside} is there already and is not the weights of {path}; choose another name'
         )
+
+
+def _read(image: str | os.PathLike[str]) -> Pixels:
+    """Read an image to calibrate on; UserError, with its name, where that fails."""
+    try:
+        return read_image(image)
+    except Exception as error:  # decoders raise all kinds
+        reason = str(error) if isinstance(error, UserError) else describe(error)
+        raise UserError(f'calibration image {image}: {reason.strip().splitlines()[0]}') from error
 
 
 class _OneSize(UserError):

@@ -109,6 +109,8 @@ def _read_unstretched(image: Image.Image) -> None:
     decoder, box, offset, given = tile[0]
     if decoder not in ('ppm', 'ppm_plain'):
         return
+    if not isinstance(given, tuple):  # of black and white, which has no largest value
+        return
     mode, largest = given
     if decoder == 'ppm':
         deep = 'I;16B' if mode == 'L' else f'{mode};16B'

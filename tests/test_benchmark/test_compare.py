@@ -425,12 +425,17 @@ def test_the_tool_looks_into_layers(main, tiny_config, tmp_path):
 
 def test_bad_input_is_one_line(main, tiny_config, tmp_path):
     config = tiny_config()
+    one_band = tiny_config(
+        'model["backbone"]["in_channels"] = 1\n'
+        'model["data_preprocessor"].update(mean=[127.5], std=[64.0], bgr_to_rgb=False)'
+    )
     for args, message in [
         ([config, '--shape', 0, 32], 'shape must be at least 1'),
         ([config, '--threads', 0], 'threads must be at least 1'),
         (['none.py'], 'config none.py not found'),
         ([config, '--checkpoint', 'none.pth'], 'none.pth not found'),
         ([config, '--layers', '--backends', 'compile'], 'torch and fused, in fp32 and bf16'),
+        ([one_band, '--layers', '--shape', 32, 40], 'torch, fp32: RuntimeError: Given groups=1'),
     ]:
         code, _, err = main(*args)
         line = err.strip().splitlines()[-1]
@@ -440,6 +445,7 @@ def test_bad_input_is_one_line(main, tiny_config, tmp_path):
         ([config, '--train', '--backends', 'fused'], '--train goes without'),
         ([config, '--train', '--precision', 'int8'], 'fp32, fp16 and bf16'),
         ([config, '--backends', 'abacus'], 'invalid choice'),
+        ([config, '--chart', 'a.pdf'], 'cannot write a.pdf: the name must end in .png'),
     ]:
         code, _, err = main(*args)
         assert code == 2 and message in err

@@ -12,6 +12,7 @@ from mmengine.config import ConfigDict
 from mmseg.apis import init_model
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from PIL import Image
 from torch import nn
 
 from ssnet_mm import build_model
@@ -631,6 +632,17 @@ def test_calibration_on_nothing_is_refused(model, tmp_path):
                 model, tmp_path / 'a.onnx', 'onnx', precision='int8', calibration=calibration
             )  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_that_can_not_be_calibrated_on_is_named(model, tmp_path):
+    Image.new('F', (48, 40)).save(tmp_path / 'deep.tif')
+    (tmp_path / 'broken.png').write_bytes(b'')
+    for name, why in (('deep.tif', 'values of Pillow'), ('broken.png', 'UnidentifiedImageError')):
+        with pytest.raises(UserError, match=f'calibration image {tmp_path}/{name}: {why}'):
+            export(
+                model, tmp_path / 'a.onnx', 'onnx', precision='int8',
+                calibration=[tmp_path / name],
+            )  # fmt: skip
 
 
 def test_int8_is_compared_on_images_that_it_was_not_calibrated_on():

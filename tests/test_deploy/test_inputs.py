@@ -117,6 +117,18 @@ def test_pixels_are_those_that_opencv_reads(tmp_path, name):
             np.testing.assert_array_equal(segment.pixels(source), found)
 
 
+@pytest.mark.parametrize('kind', ['P1', 'P4'])
+def test_pbm_is_read_as_opencv_reads_it(tmp_path, kind):
+    bits = VALUES[..., 0] >> 7
+    path = tmp_path / 'a.pbm'
+    digits = ' '.join(map(str, bits.ravel())).encode()
+    header = f'{kind}\n32 24\n'.encode()
+    path.write_bytes(header + (digits if kind == 'P1' else np.packbits(bits, 1).tobytes()))
+    expected = cv2.imread(str(path))[..., ::-1]
+    np.testing.assert_array_equal(read_image(path), expected)
+    assert (expected[..., 0] == 255 * (1 - bits)).all()
+
+
 @pytest.mark.parametrize('kind', ['P2', 'P3', 'P5', 'P6'])
 @pytest.mark.parametrize('largest', [1, 100, 255, 256, 4095, 65535])
 def test_pgm_and_ppm_of_any_largest_value_are_read_as_opencv_reads_them(tmp_path, kind, largest):
