@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from torch import Tensor
@@ -189,12 +190,8 @@ def verify(model: Any, path: str | os.PathLike[str], loader: str = 'val') -> dic
     check_samples(data_loader.dataset, model)
     check_trained_classes(model, data_loader.dataset)
     check_truth(data_loader.dataset[0])
-    # they write nothing
-    mode = 'train' if loader == 'val' else loader
-    evaluators = {name: build_evaluator(cfg, mode) for name in ('model', 'exported')}
+    evaluators = {name: _evaluator(cfg, loader) for name in ('model', 'exported')}
     for evaluator in evaluators.values():
-        if evaluator is None or not evaluator.metrics:
-            raise _without_score(cfg, loader, ())
         evaluator.dataset_meta = data_loader.dataset.metainfo
     for data in data_loader:
         with torch.no_grad():
@@ -204,6 +201,14 @@ def verify(model: Any, path: str | os.PathLike[str], loader: str = 'val') -> dic
     found = {name: e.evaluate(len(data_loader.dataset)) for name, e in evaluators.items()}
     if 'mIoU' not in found['model']:
         raise _without_score(cfg, loader, found['model'])
+    return found
+
+
+def _evaluator(cfg: Any, loader: str) -> Evaluator:
+    """The metrics of a config's 'val' or 'test' data, which write nothing."""
+    found = build_evaluator(cfg, 'train' if loader == 'val' else loader)
+    if found is None or not found.metrics:
+        raise _without_score(cfg, loader, ())
     return found
 
 

@@ -62,7 +62,7 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
     trained_on = dataset_meta(meta)
     # which no export is to replace, and no data set of other classes to score
     model.checkpoint, model.trained_classes = checkpoint, trained_on.get('classes') or ()
-    if trained_on and not meta.get('dataset_meta'):  # of mmseg 0.x, which keeps no more
+    if trained_on and not (meta or {}).get('dataset_meta'):  # of mmseg 0.x, which keeps no more
         trained_on = {**config_meta(cfg), **trained_on}
     return ready(model, cfg, trained_on).to(device).eval()
 
