@@ -19,6 +19,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
+from ssnet_mm.engine.config.nested import values
 from ssnet_mm.engine.disk import raise_unwritten
 from ssnet_mm.errors import few
 from ssnet_mm.files import atomic_write, name_in
@@ -143,9 +144,8 @@ def _weights(cfg: Config) -> str:
     if cfg.get('load_from'):
         how = 'resumed from ' if cfg.get('resume') else ''
         return f'{how}{cfg.load_from}'
-    init_cfg = (cfg.model.get('backbone') or {}).get('init_cfg') or {}
-    start = init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
-    return start or cfg.model.get('pretrained') or 'random'
+    named = [*values(cfg.model, 'checkpoint'), *values(cfg.model, 'pretrained')]
+    return ', '.join(dict.fromkeys(str(start) for start in named if start)) or 'random'
 
 
 def _training(cfg: Config) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -55,8 +55,9 @@ def read_run(work_dir: str | os.PathLike[str]) -> Run:
             'name a work directory or a log'
         )
     points: dict[str, dict[int, float]] = {title: {} for title in CURVES}
+    ends: dict[int, int] = {}
     for log in logs:
-        entries = [(*_kind_and_step(entry), entry) for entry in _entries(log)]
+        entries = list(_located(_entries(log), ends))
         # one that begins with the validation of what was trained before has trained nothing again
         steps = [step + (found == 'val') for found, step, _ in entries if step is not None]
         for title, known in points.items():
@@ -91,11 +92,26 @@ def _entries(log: Path) -> Iterator[dict[str, Any]]:
             yield entry
 
 
-def _kind_and_step(entry: dict[str, Any]) -> tuple[str, int | None]:
-    """Whether an entry is of training or validation, and where it stands."""
-    kind = 'train' if 'lr' in entry else 'val'
-    step = entry.get('iter', entry.get('step'))
-    return kind, step if isinstance(step, int) else None
+def _located(
+    entries: Iterable[dict[str, Any]], ends: dict[int, int]
+) -> Iterator[tuple[str, int | None, dict[str, Any]]]:
+    """Entries with what they are of, training or validation, and the iteration they stand at.
+
+    Args:
+        entries: Of a log.
+        ends: The last iteration of each epoch, kept up here: where a training counts epochs,
+            mmengine logs scores by them, and all else by iterations.
+    """
+    last = None
+    for entry in entries:
+        kind = 'train' if 'lr' in entry else 'val'
+        step = entry.get('iter', entry.get('step'))
+        step = step if isinstance(step, int) else None
+        if kind == 'val' and step is not None and step != last:
+            step = ends.get(step, step)
+        elif kind == 'train' and step is not None and isinstance(entry.get('epoch'), int):
+            ends[entry['epoch']] = last = step
+        yield kind, step, entry
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -6,15 +6,29 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.training import train
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import VISBACKENDS
 
 from ssnet_mm.engine import launch
-from ssnet_mm.engine.console import BEST, quieten, tell
+from ssnet_mm.engine.console import BEST, _weights, quieten, tell
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import named_file
 
 BEST_KEPT = "default_hooks['checkpoint'].update(save_best='mIoU', interval=1)\n"
+
+
+@pytest.mark.parametrize(
+    ('model', 'told'),
+    [
+        (dict(init_cfg=dict(type='Pretrained', checkpoint='a.pth')), 'a.pth'),
+        (dict(backbone=dict(init_cfg=[dict(type='Pretrained', checkpoint='b.pth')])), 'b.pth'),
+        (dict(pretrained='c.pth', backbone=dict(init_cfg=None)), 'c.pth'),
+        (dict(pretrained=None, backbone=dict(init_cfg=dict(type='Kaiming'))), 'random'),
+    ],
+)
+def test_the_weights_that_a_training_starts_from_are_told(model, told):
+    assert _weights(Config(dict(model=model))) == told
 
 
 def test_a_training_says_ten_lines_then_its_progress(tool, tiny_config, tmp_path, capsys):

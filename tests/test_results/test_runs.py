@@ -44,6 +44,20 @@ def test_a_resumed_run_is_one_curve(tmp_path):
     assert run.curves['learning rate'] == [(10, 0.1), (20, 0.1), (30, 0.1)]
 
 
+def test_scores_by_epochs_stand_at_their_iterations(tmp_path):
+    entries = [
+        (step(2 * epoch - 1, 1.0), step(2 * epoch, 1.0), val(epoch, mIoU=10.0 * epoch))
+        for epoch in range(1, 7)
+    ]
+    for epoch, (first, second, _) in enumerate(entries, 1):
+        first['epoch'] = second['epoch'] = epoch
+    write(tmp_path / 'a' / '1', *(entry for three in entries[:3] for entry in three))
+    write(tmp_path / 'a' / '2', entries[2][-1], *(e for three in entries[3:] for e in three))
+    run = read_run(tmp_path / 'a')
+    assert [step for step, _ in run.curves['loss']] == list(range(1, 13))
+    assert run.curves['mIoU'] == [(2 * epoch, 10.0 * epoch) for epoch in range(1, 7)]
+
+
 def test_a_real_run_is_read(tiny_config, tmp_path):
     train(tiny_config("custom_hooks.append(dict(type='ValLossHook'))\n"), tmp_path / 'work')
     run = read_run(tmp_path / 'work')
