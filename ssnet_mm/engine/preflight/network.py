@@ -108,6 +108,13 @@ def check_losses(model: nn.Module, cfg: Config) -> list[str]:
             _check_weighted_void(loss, head, where)
         if losses:
             _check_inherited_weights(cfg, losses)
+        given = getattr(head, 'loss_decode', None)
+        for loss in given if isinstance(given, nn.ModuleList) else [given]:
+            if isinstance(loss, nn.Module) and _takes_void(loss, head):
+                notes.append(
+                    f'{where}.loss_decode: {type(loss).__name__} learns from void pixels, as of '
+                    'some class, where masks hold them'
+                )
         for loss in head.modules():
             _check_focal(loss, head, where)
             weight = getattr(loss, 'loss_weight', 1.0)
@@ -119,6 +126,18 @@ def check_losses(model: nn.Module, cfg: Config) -> list[str]:
                     f"loss_name does not hold 'loss'"
                 )
     return notes
+
+
+def _takes_void(loss: nn.Module, head: Any) -> bool:
+    """Does a loss have a gradient where the label is the ignored one? mmseg's Dice loss has."""
+    labels = torch.arange(64).view(1, 8, 8) % 2
+    labels[..., 4:] = head.ignore_index
+    scores = torch.linspace(-1, 1, 64 * head.out_channels).sin().view(1, -1, 8, 8).requires_grad_()
+    try:
+        loss(scores, labels, weight=None, ignore_index=head.ignore_index).sum().backward()
+    except Exception:  # it takes something else; the trial step tells
+        return False
+    return scores.grad is not None and bool(scores.grad[..., 4:].abs().max() > 1e-9)
 
 
 def _check_focal(loss: Any, head: Any, where: str) -> None:

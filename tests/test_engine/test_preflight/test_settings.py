@@ -426,6 +426,12 @@ def test_the_best_by_a_class_that_validation_does_not_hold_is_noted(tiny_config,
     assert 'save_best' not in notes['left']
 
 
+@pytest.mark.parametrize('kind', ['DiceLoss', 'TverskyLoss', 'LovaszSoftmaxLoss'])
+def test_a_loss_that_learns_from_void_is_noted(check, kind):
+    notes = check(f"model['decode_head']['loss_decode'] = [dict(type='{kind}')]")
+    assert any('DiceLoss learns from void pixels' in note for note in notes) is (kind == 'DiceLoss')
+
+
 def test_class_weights_of_another_data_set_are_not_inherited(tiny_config, tmp_path):
     weights = (
         "model['decode_head']['loss_decode'].update(class_weight=[1.0, 2, 2], reduction='none')"
