@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -80,6 +81,8 @@ def build_datasets(cfg: Config, loader: str) -> Iterator[Located]:
     with config_errors(f'{loader} of {cfg.filename}'):
         datasets = list(single_datasets(cfg[loader]['dataset'], f'{loader}.dataset'))
     for where, dataset in datasets:
+        with config_errors(f'{where} of {cfg.filename}'):
+            _check_prefix(dataset, where)
         _check_paths(dataset, where)
         with config_errors(f'{where} of {cfg.filename}'):
             try:
@@ -94,6 +97,20 @@ def build_datasets(cfg: Config, loader: str) -> Iterator[Located]:
                 f'{where} is empty: no image listed by {_listing(dataset)}{_suffixes(dataset)}'
             )
         yield where, dataset, built
+
+
+def _check_prefix(dataset: Mapping[str, Any], where: str) -> None:
+    """UserError where ``data_prefix`` names folders of what the data set does not have."""
+    given = dataset.get('data_prefix')
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    parents = kind.__mro__ if inspect.isclass(kind) else ()
+    found = (inspect.signature(c.__init__).parameters.get('data_prefix') for c in parents)
+    taken = next((parameter.default for parameter in found if parameter is not None), None)
+    if not isinstance(given, Mapping) or not isinstance(taken, Mapping):
+        return
+    if strange := [key for key in given if key not in taken]:
+        raise UserError(f'{where}.data_prefix takes {few(taken)}, and has {few(strange)}')
 
 
 def whole_dataset(dataset: Any, built: Sequence[tuple[Any, Any]]) -> Any:

@@ -97,6 +97,9 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
         ("val_dataloader.update(num_batch_per_epoch=1)",
          'val_dataloader: num_batch_per_epoch=1 has 1 images scored, and there are 4; leave it'),
         ("val_dataloader.update(num_batch_per_epoch=3, batch_size=2)", 'has 6 images scored, and'),
+        # the data
+        ("train_dataloader['dataset']['data_prefix'] = dict(img='images', seg='masks')",
+         'train_dataloader.dataset.data_prefix takes img_path, seg_map_path, and has img, seg'),
         # the geometry
         ("model['backbone'].update(image_padding=100, fc6_padding=0)",
          'model.decode_head takes image_padding=None, the backbone pads 100: predictions'),
