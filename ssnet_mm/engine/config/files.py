@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from ssnet_mm.engine.config.nested import plain
+from ssnet_mm.errors import UserError
 
 
 class Source(NamedTuple):
@@ -23,16 +24,28 @@ class Source(NamedTuple):
     read: set[str]  # names from which something is computed
 
 
-def sources(path: str) -> Iterator[Source]:
-    """A config file and those that it inherits from, itself first; only what is Python."""
+def sources(path: str, above: Sequence[str] = ()) -> Iterator[Source]:
+    """A config file and those that it inherits from, itself first; only what is Python.
+
+    Args:
+        path: Of the file.
+        above: Those that inherit from it.
+
+    Raises:
+        UserError: It inherits from itself.
+    """
     if not path.endswith('.py'):
         return
     with open(path, encoding='utf-8') as file:
         source = _parse(path, file.read())
     yield source
     for base in source.bases:
-        if '::' not in base:  # of another package
-            yield from sources(os.path.normpath(os.path.join(os.path.dirname(path), base)))
+        if '::' in base:  # of another package
+            continue
+        file = os.path.normpath(os.path.join(os.path.dirname(path), base))
+        if file in (path, *above):
+            raise UserError(f'{path}: its _base_ leads back to {file}; name another file there')
+        yield from sources(file, (path, *above))
 
 
 def _parse(path: str, text: str) -> Source:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ssnet_mm.engine.config import describe, load_config
+from ssnet_mm.errors import UserError
 
 
 def test_a_bare_assertion_is_described_by_what_it_asserts():
@@ -68,3 +69,10 @@ def test_types_of_a_config_in_pure_python_become_names(tmp_path):
         assert found.other.pipeline[0].type == 'mmcv.transforms.loading.LoadAnnotations'
     assert cfg.custom_hooks[0].ema_type is mmengine.model.ExponentialMovingAverage
     assert cfg.other.dtype is torch.float16
+
+
+def test_a_config_that_inherits_from_itself_is_told(tmp_path):
+    (tmp_path / 'a.py').write_text("_base_ = './b.py'\n")
+    (tmp_path / 'b.py').write_text("_base_ = './a.py'\n")
+    with pytest.raises(UserError, match=r'b\.py: its _base_ leads back to .*a\.py; name another'):
+        load_config(str(tmp_path / 'a.py'))
