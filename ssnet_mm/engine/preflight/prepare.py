@@ -119,6 +119,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
         network.check_heads(model, datasets)
         notes += schedules.check_loop(cfg, len(whole['train_dataloader']), num_processes)
         notes += schedules.check_saving(cfg)
+        notes += settings.unwatched(cfg)
         for weights in pretrained_weights(cfg.model):
             read_checkpoint(weights)
         with config_errors(f'init_cfg in {cfg.filename}'):

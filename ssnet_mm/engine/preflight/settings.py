@@ -148,6 +148,19 @@ def check_best(cfg: Config, names: Sequence[str]) -> None:
                 _check_rule(where, name, rules[i] if len(rules) == len(wanted) else rules[0])
 
 
+def unwatched(cfg: Config) -> list[str]:
+    """Notes on early stopping and schedules that wait for scores where nothing is validated."""
+    if cfg.get('val_cfg') is not None:
+        return []
+    schedules = dicts(listed_or_single(cfg.get('param_scheduler')), 'param_scheduler')
+    return [
+        f'{where}: {part.get("type")} waits for {part["monitor"]} of a validation, and the '
+        'config has none'
+        for where, part in (*_hooks(cfg), *schedules)
+        if part.get('monitor')
+    ]
+
+
 def unscored_best(cfg: Config, totals: Sequence[Totals]) -> list[str]:
     """Notes on classes whose IoU the best checkpoint is chosen by, and that no mask holds.
 

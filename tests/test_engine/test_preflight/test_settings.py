@@ -429,6 +429,14 @@ def test_the_best_by_a_class_that_validation_does_not_hold_is_noted(tiny_config,
     assert 'save_best' not in notes['left']
 
 
+def test_what_waits_for_scores_that_never_come_is_noted(check):
+    lines = HOOK.format('EarlyStoppingHook', "monitor='mIoU'")
+    told = 'custom_hooks.0: EarlyStoppingHook waits for mIoU of a validation'
+    assert not any(told in note for note in check(lines))
+    none = 'val_dataloader = val_cfg = val_evaluator = None\n'
+    assert any(told in note for note in check(lines + none))
+
+
 @pytest.mark.parametrize('kind', ['DiceLoss', 'TverskyLoss', 'LovaszSoftmaxLoss'])
 def test_a_loss_that_learns_from_void_is_noted(check, kind):
     notes = check(f"model['decode_head']['loss_decode'] = [dict(type='{kind}')]")
