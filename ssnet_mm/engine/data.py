@@ -105,7 +105,8 @@ def _check_prefix(dataset: Mapping[str, Any], where: str) -> None:
     kind = dataset.get('type')
     kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     parents = kind.__mro__ if inspect.isclass(kind) else ()
-    found = (inspect.signature(c.__init__).parameters.get('data_prefix') for c in parents)
+    inits = (vars(c)['__init__'] for c in parents[:-1] if '__init__' in vars(c))
+    found = (inspect.signature(init).parameters.get('data_prefix') for init in inits)
     taken = next((parameter.default for parameter in found if parameter is not None), None)
     if not isinstance(given, Mapping) or not isinstance(taken, Mapping):
         return

@@ -42,10 +42,12 @@ def sources(path: str, above: Sequence[str] = ()) -> Iterator[Source]:
     for base in source.bases:
         if '::' in base:  # of another package
             continue
-        file = os.path.normpath(os.path.join(os.path.dirname(path), base))
-        if file in (path, *above):
-            raise UserError(f'{path}: its _base_ leads back to {file}; name another file there')
-        yield from sources(file, (path, *above))
+        inherited = os.path.normpath(os.path.join(os.path.dirname(path), base))
+        if inherited in (path, *above):
+            raise UserError(
+                f'{path}: its _base_ leads back to {inherited}; name another file there'
+            )
+        yield from sources(inherited, (path, *above))
 
 
 def _parse(path: str, text: str) -> Source:
