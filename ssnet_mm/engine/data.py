@@ -101,13 +101,14 @@ def build_datasets(cfg: Config, loader: str) -> Iterator[Located]:
 
 def _check_prefix(dataset: Mapping[str, Any], where: str) -> None:
     """UserError where ``data_prefix`` names folders of what the data set does not have."""
-    given = dataset.get('data_prefix')
-    kind = dataset.get('type')
+    given, kind = dataset.get('data_prefix'), dataset.get('type')
     kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     parents = kind.__mro__ if inspect.isclass(kind) else ()
-    inits = (vars(c)['__init__'] for c in parents[:-1] if '__init__' in vars(c))
-    found = (inspect.signature(init).parameters.get('data_prefix') for init in inits)
-    taken = next((parameter.default for parameter in found if parameter is not None), None)
+    # whoever lists the images reads them; one of one's own may read others
+    lister = next((c for c in parents if 'load_data_list' in vars(c)), None)
+    init = vars(lister).get('__init__') if lister else None
+    parameter = inspect.signature(init).parameters.get('data_prefix') if init else None
+    taken = getattr(parameter, 'default', None)
     if not isinstance(given, Mapping) or not isinstance(taken, Mapping):
         return
     if strange := [key for key in given if key not in taken]:

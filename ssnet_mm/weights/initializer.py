@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from mmcv.cnn import ConvModule
-from mmcv.cnn.bricks.wrappers import Conv2d
 from mmengine.logging import MMLogger
 from mmengine.model.weight_init import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssnet_mm.engine.checkpoint import expected_eps, expected_input
 from ssnet_mm.engine.input import other_input
 from ssnet_mm.errors import UserError
-from ssnet_mm.layers import SeparableConv2d
 
 from .conversion import INPUTS, Conversion, with_bn_eps
 from .dialects import SOURCES, detect, without_common_prefix
@@ -211,7 +211,7 @@ def _check_layers(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if 'stages.' not in name or not isinstance(part, ConvModule):
             continue
-        if type(part.conv) not in (nn.Conv2d, Conv2d, SeparableConv2d):
+        if isinstance(part.conv, nn.Conv2d) and not _is_plain(part.conv):
             raise UserError(
                 f'{name} is a {type(part.conv).__name__}, which the weights were not trained for; '
                 'set model.backbone.conv_cfg=None'
@@ -221,3 +221,20 @@ def _check_layers(module: nn.Module) -> None:
                 f'{name} normalises by {type(part.norm).__name__}, and the weights were trained '
                 'without; set model.backbone.norm_cfg=None'
             )
+
+
+@torch.no_grad()
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is that of its weights as they are, but for what it does at edges."""
+    side = 2 * conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
+    x = (
+        torch.linspace(0, 99, conv.in_channels * side**2)
+        .sin()
+        .view(1, -1, side, side)
+        .to(conv.weight)
+    )
+    plain = functional.conv2d(x, conv.weight, conv.bias, 1, 0, conv.dilation, conv.groups)
+    found = conv(x)
+    top, left = ((a - b) // 2 for a, b in zip(found.shape[2:], plain.shape[2:]))
+    found = found[..., top : top + plain.shape[2], left : left + plain.shape[3]]
+    return torch.allclose(found, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))

@@ -205,6 +205,17 @@ def test_layers_that_compute_otherwise_are_refused(tmp_path, settings, told):
     WEIGHT_INITIALIZERS.build(_cfg(path)).check(net, net)
 
 
+@pytest.mark.parametrize('settings', [{}, dict(image_padding=100), dict(dilations=(1, 1, 1, 2, 2))])
+@pytest.mark.parametrize('kind', ['Conv2d', 'Conv2dAdaptivePadding'])
+def test_layers_that_differ_at_edges_alone_are_taken(tmp_path, kind, settings):
+    path = tmp_path / 'vgg16.pth'
+    torch.save(torchvision_vgg(bn=False).state_dict(), path)
+    net = VGG16(
+        base_channels=BASE, fc_channels=FC, norm_cfg=None, conv_cfg=dict(type=kind), **settings
+    )
+    WEIGHT_INITIALIZERS.build(_cfg(path)).check(net, net)
+
+
 def test_a_file_can_be_read_without_a_net(vgg):
     path, state = vgg
     assert load_foreign(path).source == load_foreign(path, 'torchvision').source
