@@ -124,10 +124,14 @@ def stored_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.Zip
     return members
 
 
-def check_regular(source: str | os.PathLike[str] | IO[bytes]) -> None:
-    """ValueError where the name is that of a pipe or a device, which might never end."""
-    path = source if isinstance(source, (str, os.PathLike)) else ''
-    if path and os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of a pipe or a device, which might never end."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """ValueError where a name is that of a pipe or a device."""
+    if is_stream(path):
         raise ValueError('it is no file but a pipe or a device')
 
 
@@ -142,7 +146,8 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], max_pixels: int | Non
         ValueError: They are more, or it is no regular file, which a pipe would be waited for. What
             Pillow raises otherwise is not documented.
     """
-    check_regular(source)
+    if isinstance(source, (str, os.PathLike)):
+        check_regular(source)
     image: Image.Image
     try:
         image = Image.open(source, formats=tuple(IMAGE_FORMATS))

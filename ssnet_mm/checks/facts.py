@@ -11,7 +11,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import IO, Any, Literal
@@ -23,7 +23,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ssnet_mm.limits import MAX_PIXELS, open_image, orientation_of
+from ssnet_mm.limits import MAX_PIXELS, is_stream, open_image, orientation_of
 
 # In these OpenCV reads pixels as Pillow does; others are read by the toolbox itself, to be sure.
 _COMMON_FORMATS = ('BMP', 'JPEG', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
@@ -128,9 +128,10 @@ def read_facts(path: str, reader: Reader) -> Facts:
 def unfit(path: str) -> str:
     """Why a decoder must not be given a file, as its header tells; empty where it may be."""
     try:
-        if not os.path.isfile(path):
-            return _NO_FILE if os.path.exists(path) and not os.path.isdir(path) else ''
-        _open(path).close()
+        if is_stream(path):
+            return _NO_FILE
+        if os.path.isfile(path):
+            _open(path).close()
     except _NotReadError as error:
         return str(error)
     except Exception:  # damaged, or of a kind that only the decoder reads
@@ -244,11 +245,25 @@ def _read_image(data: bytes, reader: Reader) -> Facts:
     return replace(facts, transparent=transparent, flat=flat)
 
 
+def pages_of(picture: Image.Image) -> int:
+    """How many pictures a file holds; 1 of a photo with a preview of itself."""
+    return 1 if picture.format == 'MPO' else getattr(picture, 'n_frames', 1)
+
+
+def palette_colours(picture: Image.Image, numbers: Iterable[int]) -> dict[int, str]:
+    """What a palette says of numbers, as #rrggbb; nothing without one, or where it ends before."""
+    if picture.mode != 'P':
+        return {}
+    palette = bytes(picture.getpalette() or ())
+    found = {number: palette[3 * number : 3 * number + 3].hex() for number in numbers}
+    return {number: f'#{colour}' for number, colour in found.items() if colour}
+
+
 def _read_mask(data: bytes, reader: Reader) -> Facts:
     picture = _open(io.BytesIO(data))
     facts = _header(picture, data)
-    pages = getattr(picture, 'n_frames', 1)
-    if pages > 1 and facts.format != 'MPO':  # whose second picture is a preview of the first
+    pages = pages_of(picture)
+    if pages > 1:
         raise _NotReadError(f'holds {pages} pages, of which the first is read')
     array = np.asarray(picture) if reader.backend == 'pillow' else _decode(data, reader)
     if array.ndim == 3 and array.shape[2] == 1:
@@ -265,9 +280,6 @@ def _read_mask(data: bytes, reader: Reader) -> Facts:
     else:
         values, counts = np.unique(array, return_counts=True)
         values, counts = values[:_MAX_VALUES] * 1, counts[:_MAX_VALUES]  # bool becomes int
-    facts = replace(facts, values=list(zip(values.tolist(), counts.tolist())))
-    if picture.mode != 'P':
-        return facts
-    palette = bytes(picture.getpalette() or ())
-    given = ((value, palette[3 * value : 3 * value + 3].hex()) for value in values.tolist())
-    return replace(facts, colours=[(value, f'#{colour}') for value, colour in given if colour])
+    pairs = list(zip(values.tolist(), counts.tolist()))
+    painted = palette_colours(picture, values.tolist())
+    return replace(facts, values=pairs, colours=[*painted.items()])

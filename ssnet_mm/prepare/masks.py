@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ssnet_mm.checks.facts import pages_of, palette_colours
 from ssnet_mm.errors import UserError
 from ssnet_mm.limits import MAX_PIXELS, open_image
 from ssnet_mm.prepare.source import VOID, BadAnnotationError, Folder, all_masks
 
 _LOOKED_AT = 60  # masks that tell the kind
 DEEP_VOID = (-1, 65535)  # what 255 is in masks of more bits
-_LOSSY = ('JPEG', 'MPO')
 _EDGES = 0.05  # share of the pixels that anti-aliasing may touch
 
 
@@ -56,11 +56,10 @@ def open_mask(path: Path, *, lossy: bool = False) -> Image.Image:
         raise BadAnnotationError(f'is no image, or damaged ({error}); export it again') from error
     if image.width * image.height > MAX_PIXELS:
         raise BadAnnotationError(f'has more than {MAX_PIXELS / 1e6:.0f} million pixels; shrink it')
-    if image.format in _LOSSY and not lossy:
+    if image.format in ('JPEG', 'MPO') and not lossy:
         raise BadAnnotationError('is a JPEG, which changes values near edges; export it as PNG')
-    pages = 1 if image.format in _LOSSY else getattr(image, 'n_frames', 1)
-    if pages > 1:
-        raise BadAnnotationError(f'holds {pages} pages; store each mask in its own file')
+    if pages_of(image) > 1:
+        raise BadAnnotationError(f'holds {pages_of(image)} pages; store each mask in its own file')
     if image.format == 'PNG' and image.mode in ('RGB', 'RGBA', 'LA') and data[24] == 16:
         # Pillow keeps the upper half of each
         raise BadAnnotationError('has 16 bits a channel; store class numbers as grey, 8 or 16 bits')
@@ -124,29 +123,33 @@ def check_palettes(paths: Iterable[Path]) -> None:
     Raises:
         UserError: It has not, so that the colours may be meant.
     """
+    stored = {path: palette for path in paths if (palette := _stored_palette(path))}
+    if len({*stored.values()}) < 2:
+        return
     known: dict[int, tuple[str, Path]] = {}
-    looked_at = set()
-    for path in paths:
+    for path in stored:
         try:
-            image = open_image(path, None)
-            stored = bytes(image.palette.palette) if image.mode == 'P' and image.palette else b''
-            if not stored or stored in looked_at:
-                image.close()
-                continue
-            looked_at.add(stored)
             image = open_mask(path, lossy=True)
-        except Exception:  # told when it is read
-            continue
-        palette = bytes(image.getpalette() or ())
-        for number in set(np.unique(np.asarray(image)).tolist()) - {VOID}:
-            colour = palette[3 * number : 3 * number + 3].hex()
+        except BadAnnotationError:
+            continue  # told when it is read
+        numbers = {*np.unique(np.asarray(image)).tolist()} - {VOID}
+        for number, colour in palette_colours(image, sorted(numbers)).items():
             before, first = known.setdefault(number, (colour, path))
             if before != colour:
                 raise UserError(
-                    f'{path}: {number} is #{colour} in its palette, and #{before} in that of '
+                    f'{path}: {number} is {colour} in its palette, and {before} in that of '
                     f'{first}; say what counts, the colours (--format colours) or the numbers '
                     '(--format index)'
                 )
+
+
+def _stored_palette(path: Path) -> bytes:
+    """A mask's palette as its header has it; empty without one, and where it can't be read."""
+    try:
+        with open_image(path, None) as image:
+            return bytes(image.palette.palette) if image.mode == 'P' and image.palette else b''
+    except Exception:  # decoders raise all kinds
+        return b''
 
 
 @lru_cache(maxsize=4)

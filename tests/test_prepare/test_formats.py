@@ -390,6 +390,17 @@ def test_palettes_that_differ_are_read_as_the_user_says(source, run):
     np.testing.assert_array_equal(read_mask(made.root, 'b'), striped(1, 0))
 
 
+def test_all_masks_of_a_palette_count(source, run):
+    red, green, blue = np.eye(3, dtype=np.uint8) * 200
+    folder = source({
+        **two(indexed(striped(0, 1), red, green, blue), indexed(striped(0, 2), red, green, green)),
+        'images/c.jpg': photo(2),
+        'masks/c.png': indexed(striped(0, 2), red, green, blue),
+    })  # fmt: skip
+    with pytest.raises(UserError, match=r'c.png: 2 is #0000c8 in its palette, and #00c800 in that'):
+        run(folder)
+
+
 def test_palettes_may_differ_in_what_no_pixel_or_void_has(source, run):
     red, green, blue = np.eye(3, dtype=np.uint8) * 200
     folder = source(
