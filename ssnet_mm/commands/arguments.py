@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from ssnet_mm.errors import UserError
 from ssnet_mm.files import named_file
 
 
@@ -21,6 +23,12 @@ def add_options(
 ) -> None:
     """Add --cfg-options."""
     parser.add_argument('--cfg-options', nargs='+', type=_pair, metavar='KEY=VALUE', help=help)
+
+
+def check_png(path: str) -> None:
+    """UserError where a picture's name promises another format."""
+    if Path(path).suffix.lower() != '.png':
+        raise UserError(f'cannot write {path}: the name must end in .png')
 
 
 def _pair(word: str) -> str:

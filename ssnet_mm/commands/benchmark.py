@@ -10,10 +10,10 @@ import argparse
 import json
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ssnet_mm.benchmark.rows import PRECISIONS, RUNTIMES, Settings, plan
+from ssnet_mm.commands.arguments import check_png
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import write_result
 
@@ -71,8 +71,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError('--train takes --precision fp32, fp16 and bf16')
     if args.layers and args.chart:
         raise UserError('--layers draws no chart')
-    if args.chart and Path(args.chart).suffix.lower() != '.png':
-        raise UserError(f'cannot write {args.chart}: the name must end in .png')
+    if args.chart:
+        check_png(args.chart)
 
 
 def main(args: argparse.Namespace) -> None:

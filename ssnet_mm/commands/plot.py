@@ -6,9 +6,8 @@ A training that was stopped and resumed is one line.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ssnet_mm.errors import UserError
+from ssnet_mm.commands.arguments import check_png
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    if Path(args.out).suffix.lower() != '.png':
-        raise UserError(f'cannot write {args.out}: the name must end in .png')
+    check_png(args.out)
 
 
 def main(args: argparse.Namespace) -> None:

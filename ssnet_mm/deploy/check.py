@@ -12,19 +12,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.evaluator import Evaluator
-from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from torch import Tensor
 
 from ssnet_mm.deploy import runtimes
 from ssnet_mm.deploy.images import Pixels
-from ssnet_mm.deploy.model import check_trained_classes
+from ssnet_mm.deploy.model import scored_data
 from ssnet_mm.deploy.network import last_head
 from ssnet_mm.deploy.processor import Processor, resize_labels
 from ssnet_mm.deploy.runtimes.session import Session, not_finite
-from ssnet_mm.engine.data import check_data
 from ssnet_mm.engine.preflight.dry_run import build_evaluator
-from ssnet_mm.engine.samples import check_samples, check_truth
 from ssnet_mm.errors import UserError, few
 
 # The share of labels that must agree, on noise. Of random weights, whose labels change with little,
@@ -184,12 +181,8 @@ def verify(model: Any, path: str | os.PathLike[str], loader: str = 'val') -> dic
             gives mIoU.
     """
     cfg = model.cfg
-    check_data(cfg, f'{loader}_dataloader', model.num_classes)
+    data_loader = scored_data(model, loader)
     session = runtimes.load(path)
-    data_loader = Runner.build_dataloader(copy.deepcopy(cfg[f'{loader}_dataloader']))
-    check_samples(data_loader.dataset, model)
-    check_trained_classes(model, data_loader.dataset)
-    check_truth(data_loader.dataset[0])
     evaluators = {name: _evaluator(cfg, loader) for name in ('model', 'exported')}
     for evaluator in evaluators.values():
         evaluator.dataset_meta = data_loader.dataset.metainfo

@@ -7,17 +7,13 @@ temperature, mends most of that and changes no label: `On Calibration of Modern 
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.runner import Runner
 from numpy.typing import NDArray
 
-from ssnet_mm.deploy.model import check_trained_classes
-from ssnet_mm.engine.data import check_data
-from ssnet_mm.engine.samples import check_samples, check_truth
+from ssnet_mm.deploy.model import scored_data
 from ssnet_mm.errors import UserError
 
 _PIXELS = 500_000  # taken of all images together
@@ -61,12 +57,7 @@ def calibrate(model: Any, loader: str = 'val') -> Calibrated:
         UserError: There are fewer than two images with labels, one or its label map is not sound,
             or the network gives NaN.
     """
-    cfg = model.cfg
-    check_data(cfg, f'{loader}_dataloader', model.num_classes)
-    data_loader = Runner.build_dataloader(copy.deepcopy(cfg[f'{loader}_dataloader']))
-    check_samples(data_loader.dataset, model)
-    check_trained_classes(model, data_loader.dataset)
-    check_truth(data_loader.dataset[0])
+    data_loader = scored_data(model, loader)
     share = max(_PIXELS // max(len(data_loader.dataset), 1), 1)
     random = np.random.default_rng(0)
     logits: list[NDArray[np.float32]] = []

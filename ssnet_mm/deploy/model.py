@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 from ssnet_mm.deploy.device import check_device
 from ssnet_mm.deploy.network import kind_of, names_of, pipeline_of
@@ -25,10 +27,14 @@ from ssnet_mm.engine.config import (
     single_datasets,
 )
 from ssnet_mm.engine.config.nested import plain
+from ssnet_mm.engine.data import check_data
+from ssnet_mm.engine.samples import check_samples, check_truth
 from ssnet_mm.errors import UserError
 from ssnet_mm.own_configs import config_names
 
-__all__ = ['check_device', 'check_trained_classes', 'config_of', 'load_model', 'ready']
+__all__ = [
+    'check_device', 'check_trained_classes', 'config_of', 'load_model', 'ready', 'scored_data',
+]  # fmt: skip
 
 
 def config_of(path: str | os.PathLike[str]) -> str:
@@ -65,6 +71,24 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> Any:
     if trained_on and not (meta or {}).get('dataset_meta'):  # of mmseg 0.x, which keeps no more
         trained_on = {**config_meta(cfg), **trained_on}
     return ready(model, cfg, trained_on).to(device).eval()
+
+
+def scored_data(model: Any, loader: str) -> Any:
+    """The data loader of a config to score its segmentor of ``load_model`` on.
+
+    Args:
+        model: Its ``cfg`` is read.
+        loader: 'val' or 'test'.
+
+    Raises:
+        UserError: There are none, or they are of other classes or come without label maps.
+    """
+    check_data(model.cfg, f'{loader}_dataloader', model.num_classes)
+    data_loader = Runner.build_dataloader(copy.deepcopy(model.cfg[f'{loader}_dataloader']))
+    check_samples(data_loader.dataset, model)
+    check_trained_classes(model, data_loader.dataset)
+    check_truth(data_loader.dataset[0])
+    return data_loader
 
 
 def check_trained_classes(model: Any, dataset: Any) -> None:

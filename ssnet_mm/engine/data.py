@@ -16,6 +16,7 @@ from ssnet_mm.checks import Report, Split, check_lists, check_names, check_split
 from ssnet_mm.checks.facts import readers_of, unfit
 from ssnet_mm.engine.checkpoint import weights_only
 from ssnet_mm.engine.config import check_dataset_meta, config_errors, single_datasets
+from ssnet_mm.engine.config.options import default_of
 from ssnet_mm.errors import UserError, few
 from ssnet_mm.files import write_result
 
@@ -107,8 +108,7 @@ def _check_prefix(dataset: Mapping[str, Any], where: str) -> None:
     # whoever lists the images reads them; one of one's own may read others
     lister = next((c for c in parents if 'load_data_list' in vars(c)), None)
     init = vars(lister).get('__init__') if lister else None
-    parameter = inspect.signature(init).parameters.get('data_prefix') if init else None
-    taken = getattr(parameter, 'default', None)
+    taken = default_of(init, 'data_prefix') if init else None
     if not isinstance(given, Mapping) or not isinstance(taken, Mapping):
         return
     if strange := [key for key in given if key not in taken]:

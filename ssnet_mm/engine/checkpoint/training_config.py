@@ -85,11 +85,9 @@ def expected_input(meta: Any) -> Input | None:
 
 def expected_eps(meta: Any) -> float | None:
     """The epsilon of the batch norm that a checkpoint's weights are for, by its ``meta``."""
-    model = training_config(meta).get('model')
-    backbone = model.get('backbone') if isinstance(model, dict) else None
-    norm = backbone.get('norm_cfg') if isinstance(backbone, dict) else None
-    given = norm.get('eps') if isinstance(norm, dict) else None
-    given = meta.get('bn_eps') if given is None and isinstance(meta, Mapping) else given
+    given = dict(walk(training_config(meta))).get('model.backbone.norm_cfg.eps')
+    if given is None and isinstance(meta, Mapping):
+        given = meta.get('bn_eps')  # of a converted file
     return given if isinstance(given, float) and given >= 0 else None
 
 

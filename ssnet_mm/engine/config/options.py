@@ -314,11 +314,14 @@ def _is_switch(cfg: Config, key: str, options: Mapping[str, Any]) -> bool:
         readers = [
             {'': Runner, 'dataloader': DataLoader, 'randomness': set_random_seed}.get(ending)
         ]
-    return name in _SWITCHES or any(isinstance(_default(r, name), bool) for r in readers if r)
+    return name in _SWITCHES or any(isinstance(default_of(r, name), bool) for r in readers if r)
 
 
-def _default(reader: Any, name: str) -> Any:
-    """What an argument is where it is not given: of a function, or of a class or its parents."""
+def default_of(reader: Any, name: str) -> Any:
+    """What an argument is where it is not given: of a function, or of a class or its parents.
+
+    None where it has none.
+    """
     functions = [reader]
     if inspect.isclass(reader):
         functions = [vars(c)['__init__'] for c in reader.__mro__[:-1] if '__init__' in vars(c)]

@@ -69,10 +69,9 @@ def _check_one_channel(head: Any, where: str) -> None:
     labels = torch.zeros(1, 8, 8, dtype=torch.long)
     labels[:, :3] = 1
     right = (labels[:, None] * 2.0 - 1) * 5
-    given = getattr(head, 'loss_decode', None)
-    for loss in given if isinstance(given, nn.ModuleList) else [given]:
+    for loss in _losses(head):
         weight = getattr(loss, 'loss_weight', 1.0)
-        if not isinstance(loss, nn.Module) or not isinstance(weight, (int, float)) or weight <= 0:
+        if not isinstance(weight, (int, float)) or weight <= 0:
             continue
         try:
             good, bad = (
@@ -108,13 +107,12 @@ def check_losses(model: nn.Module, cfg: Config) -> list[str]:
             _check_weighted_void(loss, head, where)
         if losses:
             _check_inherited_weights(cfg, losses)
-        given = getattr(head, 'loss_decode', None)
-        for loss in given if isinstance(given, nn.ModuleList) else [given]:
-            if isinstance(loss, nn.Module) and _takes_void(loss, head):
-                notes.append(
-                    f'{where}.loss_decode: {type(loss).__name__} learns from void pixels, as of '
-                    'some class, where masks hold them'
-                )
+        notes += [
+            f'{where}.loss_decode: {type(loss).__name__} learns from void pixels, as of some '
+            'class, where masks hold them'
+            for loss in _losses(head)
+            if _takes_void(loss, head)
+        ]
         for loss in head.modules():
             _check_focal(loss, head, where)
             weight = getattr(loss, 'loss_weight', 1.0)
@@ -126,6 +124,13 @@ def check_losses(model: nn.Module, cfg: Config) -> list[str]:
                     f"loss_name does not hold 'loss'"
                 )
     return notes
+
+
+def _losses(head: Any) -> list[nn.Module]:
+    """What a head is trained by, one loss or several."""
+    given = getattr(head, 'loss_decode', None)
+    listed = given if isinstance(given, nn.ModuleList) else [given]
+    return [loss for loss in listed if isinstance(loss, nn.Module)]
 
 
 def _takes_void(loss: nn.Module, head: Any) -> bool:
@@ -266,13 +271,13 @@ def check_ignore_index(
     if len(set(found.values())) > 1:
         values = ', '.join(f'{where} is {value}' for where, value in found.items())
         raise UserError(f'void has no one label: {values}; set all to the value in the masks')
-    names = [_names(built) for *_, built in datasets if hasattr(built, 'metainfo')]
+    where, value = next(iter(found.items()), ('', 255))
+    names = next((_names(built) for *_, built in datasets if hasattr(built, 'metainfo')), ())
+    if not 0 <= value < len(names):
+        return []
     return [
-        f'{where} is {value}, the label of the class {classes[value]}, which is then neither '
+        f'{where} is {value}, the label of the class {names[value]}, which is then neither '
         'learned nor scored; if it is to be, set all labels of void to 255'
-        for where, value in [*found.items()][:1]
-        for classes in names[:1]
-        if 0 <= value < len(classes)
     ]
 
 

@@ -5,7 +5,6 @@ What can't work is a UserError; what is allowed, but hardly meant, is returned a
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ from mmseg.registry import (
 
 from ssnet_mm.checks.splits import Totals
 from ssnet_mm.engine.config.nested import dicts, listed_or_single, walk
-from ssnet_mm.engine.config.options import arguments, hands_on
+from ssnet_mm.engine.config.options import arguments, default_of, hands_on
 from ssnet_mm.errors import UserError, few
 
 _POSITIVE = (
@@ -199,11 +198,7 @@ def _check_name(
 def _default_rule(part: Mapping[str, Any]) -> str | None:
     """What a hook or a schedule goes by that is given no rule; None: by the name."""
     kind = PARAM_SCHEDULERS.get(part['type']) if isinstance(part.get('type'), str) else None
-    inits = [
-        vars(base)['__init__'] for base in getattr(kind, '__mro__', ()) if '__init__' in vars(base)
-    ]
-    rules = [p for init in inits[:-1] if (p := inspect.signature(init).parameters.get('rule'))]
-    return rules[0].default if rules else None
+    return default_of(kind, 'rule') if kind else None
 
 
 def _check_rule(where: str, name: str, rule: str | None) -> None:
