@@ -82,7 +82,7 @@ def dry_run(
             loader = _build_loader(cfg, 'train_dataloader', datasets['train_dataloader'])
             epoch_length = max(1, len(loader))
             optimizer, schedulers, rates = _build_schedule(cfg, trial, epoch_length)
-            found += schedules.unmatched_layers(cfg, dict(trial.named_parameters()))
+            found += schedules.unmatched_layers(cfg, trial)
             found += schedules.check_schedule(cfg, schedulers, epoch_length, rates)
             if resumed and not isinstance(optimizer, OptimWrapperDict):
                 with config_errors(f'{resumed[0]} can not be resumed from'):

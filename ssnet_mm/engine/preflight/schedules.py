@@ -10,6 +10,9 @@ from mmengine.config import Config
 from mmengine.optim import ReduceOnPlateauParamScheduler
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmseg.registry import LOOPS, OPTIMIZERS
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ssnet_mm.engine.config.nested import listed_or_single
 from ssnet_mm.engine.config.options import arguments
@@ -175,22 +178,73 @@ def check_optimizer(cfg: Config) -> None:
         )
 
 
-def unmatched_layers(cfg: Config, names: Iterable[str]) -> list[str]:
-    """Notes on rates and decays that are set for layers which the model does not have.
+def unmatched_layers(cfg: Config, model: nn.Module) -> list[str]:
+    """Notes on rates and decays that are set for layers and do not get to them.
 
-    Args:
-        cfg: The config.
-        names: Of the model's parameters.
+    mmengine gives a parameter what the longest of ``custom_keys`` in its name says, and then
+    nothing of the shorter ones and of the multiples that hold for all biases or norm layers.
     """
-    layers = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
-    names = list(names)
-    return [
-        f'optim_wrapper.paramwise_cfg.custom_keys: no parameter has {layer!r} in its name, so that '
-        f'its {mult} has no effect'
+    wrapper = cfg.optim_wrapper
+    paramwise = wrapper.get('paramwise_cfg') or {}
+    layers = paramwise.get('custom_keys') or {}
+    names = [name for name, _ in model.named_parameters()]
+    multiples = {
+        layer: [mult for mult in ('lr_mult', 'decay_mult') if part.get(mult, 1) != 1]
         for layer, part in layers.items()
-        for mult in ('lr_mult', 'decay_mult')
-        if part.get(mult, 1) != 1 and not any(layer in name for name in names)
+    }
+    where = 'optim_wrapper.paramwise_cfg'
+    notes = [
+        f'{where}.custom_keys: no parameter has {layer!r} in its name, so that its {mult} has no '
+        'effect'
+        for layer, set_ in multiples.items()
+        for mult in set_
+        if not any(layer in name for name in names)
     ]
+    if wrapper.get('constructor') not in (None, 'DefaultOptimWrapperConstructor'):
+        return notes
+    ordered = sorted(sorted(layers), key=len, reverse=True)
+    taken = {
+        name: next((key for key in ordered if key in name), '')
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+    def keepers(mult: str, meant: Iterable[str]) -> list[str]:
+        """The keys that keep a multiple from some parameters."""
+        found = sorted({taken[name] for name in meant} - {''})
+        return [
+            key for key in found if mult not in layers[key] and layers[key].get('lr_mult', 1) != 0
+        ]
+
+    for layer, set_ in multiples.items():
+        for mult in set_:
+            longer = keepers(mult, (n for n in taken if layer in n and taken[n] != layer))
+            if longer:
+                notes.append(
+                    f'{where}.custom_keys: {mult} of {layer!r} does not get to the parameters with '
+                    f'{few(map(repr, longer))} in their names, for which that key alone counts; '
+                    f'give it {mult} too'
+                )
+    norms = {
+        f'{name}.{kind}'
+        for name, module in model.named_modules()
+        if isinstance(module, (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm))
+        for kind in ('weight', 'bias')
+    } & {*taken}
+    biases = {name for name in taken if name.endswith('.bias')} - norms
+    for setting, mult, meant in (
+        ('bias_lr_mult', 'lr_mult', biases),
+        ('bias_decay_mult', 'decay_mult', biases),
+        ('norm_decay_mult', 'decay_mult', norms),
+    ):
+        keys = keepers(mult, meant) if paramwise.get(setting) not in (None, 1) else []
+        if keys:
+            notes.append(
+                f'{where}: {setting} does not get to the parameters with {few(map(repr, keys))} '
+                'in their names, for which custom_keys alone count; name those it is meant for by '
+                'longer keys, with lr_mult and decay_mult'
+            )
+    return notes
 
 
 def check_schedule(
@@ -207,8 +261,9 @@ def check_schedule(
     epochs, length = by_epoch(cfg), training_length(cfg)
     last = {True: length if epochs else 0, False: length * epoch_length if epochs else length}
     warnings = []
-    if not all(math.isfinite(rate) for rate in rates):
-        raise UserError(f'optim_wrapper: a learning rate of {max(rates)} is none')
+    bad = [rate for rate in rates if not 0 <= rate < math.inf]
+    if bad:
+        raise UserError(f'optim_wrapper: a learning rate of {bad[0]} is none')
     if rates and not any(rates):
         warnings.append('every learning rate is 0, so that nothing will be learned')
     hooks = cfg.get('default_hooks') or {}

@@ -146,6 +146,8 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
         ("train_dataloader['dataset']['ann_file'] = 'JPEGImages'", 'ann_file is a folder'),
         # optimizer and schedule
         ("optim_wrapper['optimizer']['lr'] = float('inf')", 'a learning rate of inf is none'),
+        ("optim_wrapper['paramwise_cfg'] = dict(custom_keys={'backbone': dict(lr_mult=-1.0)})",
+         'a learning rate of -0.01 is none'),
         ("optim_wrapper['paramwise_cfg'] = dict(bias_lr_mul=2.0)",
          'nothing reads optim_wrapper.paramwise_cfg.bias_lr_mul; the setting is bias_lr_mult'),
         ("optim_wrapper['paramwise_cfg'] = dict(backbone=dict(lr_mult=0.1))",
@@ -359,6 +361,14 @@ def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
         ("optim_wrapper['paramwise_cfg'] = dict(custom_keys={'norm': dict(decay_mult=0.0)})\n"
          "optim_wrapper['optimizer']['weight_decay'] = 0.1",
          "no parameter has 'norm' in its name, so that its decay_mult has no effect"),
+        ("optim_wrapper['paramwise_cfg'] = dict(custom_keys={\n"
+         "    'bn': dict(decay_mult=0.0), 'backbone': dict(lr_mult=0.1)})\n"
+         "optim_wrapper['optimizer']['weight_decay'] = 0.1",
+         "decay_mult of 'bn' does not get to the parameters with 'backbone' in their names"),
+        ("optim_wrapper['paramwise_cfg'] = dict(norm_decay_mult=0.0,\n"
+         "    custom_keys={'backbone': dict(lr_mult=0.1)})\n"
+         "optim_wrapper['optimizer']['weight_decay'] = 0.1",
+         "norm_decay_mult does not get to the parameters with 'backbone' in their names"),
         ("default_hooks['param_scheduler'] = None",
          'default_hooks.param_scheduler=None: no param_scheduler will ever step'),
         ("train_cfg['val_begin'] = 9\nparam_scheduler = []", 'val_begin=9 lies beyond the end, 2'),
