@@ -115,15 +115,22 @@ def check_losses(model: nn.Module, cfg: Config) -> list[str]:
         ]
         for loss in head.modules():
             _check_focal(loss, head, where)
-            weight = getattr(loss, 'loss_weight', 1.0)
-            if isinstance(weight, (int, float)) and not 0 <= weight < math.inf:
-                raise UserError(f'{where}: loss_weight must be a number from 0 on, got {weight}')
-            if 'loss' not in str(getattr(loss, 'loss_name', 'loss')):
-                notes.append(
-                    f'{where}.loss_decode: {loss.loss_name} is logged and not trained on, since '
-                    f"loss_name does not hold 'loss'"
-                )
-    return notes
+            notes += _uncounted(loss, where, f'{where}.loss_decode')
+    distill = getattr(model, 'distill_loss', None)  # of a student, whose heads do not have it
+    return notes + _uncounted(distill, 'model.distill_loss', 'model.distill_loss')
+
+
+def _uncounted(loss: Any, where: str, setting: str) -> list[str]:
+    """A note where a loss has no part in training; UserError where it counts the wrong way."""
+    weight = getattr(loss, 'loss_weight', 1.0)
+    if isinstance(weight, (int, float)) and not 0 <= weight < math.inf:
+        raise UserError(f'{where}: loss_weight must be a number from 0 on, got {weight}')
+    if 'loss' in str(getattr(loss, 'loss_name', 'loss')):
+        return []
+    return [
+        f'{setting}: {loss.loss_name} is logged and not trained on, since loss_name does not hold '
+        "'loss'"
+    ]
 
 
 def _losses(head: Any) -> list[nn.Module]:

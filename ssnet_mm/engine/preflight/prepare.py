@@ -126,6 +126,8 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
             check_initializers(model, cfg)
         if hasattr(model, 'load_teacher'):
             model.load_teacher()
+            classes = datasets[0][2].metainfo.get('classes') or ()
+            check_classes({'meta': model.teacher_meta}, model.teacher_checkpoint, classes)
     if cfg.get('resume') and (mode == 'train' or cfg.get('load_from') is None):
         notes += resuming.choose_checkpoint(cfg)
     resume = cfg.get('resume', False)

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
-from ssnet_mm.engine.checkpoint import load_checkpoint
+from ssnet_mm.engine.checkpoint import load_checkpoint, trained_otherwise
 from ssnet_mm.engine.config import build_segmentor, load_config
 from ssnet_mm.engine.input import input_of
 from ssnet_mm.errors import UserError
@@ -69,6 +70,7 @@ class DistilledEncoderDecoder(EncoderDecoder):
         self.distill_loss = MODELS.build(distill_loss)
         self.teacher_cfg = teacher
         self.teacher_checkpoint = teacher_checkpoint
+        self.teacher_meta: Any = None  # of its checkpoint, once that is loaded
         self._teacher: list[nn.Module] = []  # where torch does not see it
 
     def load_teacher(self) -> nn.Module:
@@ -92,9 +94,11 @@ class DistilledEncoderDecoder(EncoderDecoder):
                 teacher = build_segmentor(cfg, 'model.teacher')
             self._check_match(teacher)
             try:
-                load_checkpoint(teacher, self.teacher_checkpoint)
+                self.teacher_meta = load_checkpoint(teacher, self.teacher_checkpoint).get('meta')
             except UserError as error:
                 raise UserError(f'model.teacher_checkpoint: {error}') from error
+            for note in trained_otherwise(self.teacher_checkpoint, self.teacher_meta, teacher, cfg):
+                MMLogger.get_current_instance().warning(note)
             self._teacher.append(teacher.eval().requires_grad_(False))
         return self._teacher[0]
 

@@ -14,6 +14,7 @@ from ssnet_mm.engine import launch
 from ssnet_mm.engine.preflight import network, prepare
 from ssnet_mm.engine.preflight.dry_run import build_evaluator, dry_run
 from ssnet_mm.errors import UserError
+from ssnet_mm.models import KLDistillLoss
 from ssnet_mm.models.backbones.vgg16 import VGG16
 
 TWO = """
@@ -409,6 +410,18 @@ def test_void_that_is_the_label_of_a_class_is_noted(check, tiny_data):
     assert note in check(VOID_11.replace('11', '0'))
     assert note in check(VOID_11.replace('11', '0') + 'test_evaluator = val_evaluator', 'test')
     assert note not in check(VOID_11)
+
+
+def test_what_a_student_pays_counts():
+    def notes(**options):
+        model = nn.Module()
+        model.distill_loss = KLDistillLoss(**options)
+        return network.check_losses(model, {})
+
+    assert not notes()
+    assert 'model.distill_loss: kl is logged and not trained on' in notes(loss_name='kl')[0]
+    with pytest.raises(UserError, match='model.distill_loss: loss_weight must be a number from 0'):
+        notes(loss_weight=-1.0)
 
 
 def test_frozen_layers_that_come_from_a_checkpoint_are_meant():

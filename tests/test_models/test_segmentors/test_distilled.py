@@ -2,11 +2,13 @@
 
 import copy
 import json
+import logging
 
 import pytest
 import torch
 from helpers.nets import SEPARABLE, data_sample, draw_statistics
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from ssnet_mm import KLDistillLoss
 from ssnet_mm.engine import launch, load_checkpoint
+from ssnet_mm.engine.preflight import preflight
 from ssnet_mm.errors import UserError
 
 TEACHER = dict(
@@ -247,6 +250,26 @@ def test_a_teacher_that_does_not_do_is_named_in_one_line(weights, changes, messa
         losses(model)
 
 
+def test_a_teacher_that_was_trained_by_other_settings_is_noted(weights, monkeypatch):
+    records = []
+    monkeypatch.setattr(MMLogger.get_current_instance(), 'handle', records.append)
+    state = torch.load(weights)['state_dict']
+    cfg = copy.deepcopy(TEACHER)
+    for settings, told in (
+        ({}, ()),
+        (dict(data_preprocessor=dict(mean=[0.0] * 3)), ['the weights expect RGB, mean [0.0, 0.']),
+        (dict(backbone=dict(fc_dilation=2)), ['model.backbone.fc_dilation 2 (config: unset)']),
+    ):
+        trained = Config(dict(model=copy.deepcopy(cfg)))
+        trained.merge_from_dict(dict(model=settings))
+        torch.save(dict(state_dict=state, meta=dict(cfg=trained.pretty_text)), weights)
+        records.clear()
+        student(weights).load_teacher()
+        noted = [r.getMessage() for r in records if r.levelno == logging.WARNING]
+        assert len(noted) == len(told)
+        assert all(part in note for part, note in zip(told, noted))
+
+
 DISTIL = """
 teacher = dict(model)
 model = dict(
@@ -284,3 +307,17 @@ def test_the_tools_train_and_test_a_student(tool, tiny_config, tmp_path):
     with pytest.raises(UserError, match='model.teacher_checkpoint: .*teacher.pth not found'):
         launch.run(cfg, 'train')
     assert not (tmp_path / 'none').exists()
+
+
+def test_a_teacher_of_classes_in_another_order_is_refused(tiny_config, tmp_path):
+    teacher, weights = tiny_config(), tmp_path / 'teacher.pth'
+    state = MODELS.build(launch.load_config(teacher).model).state_dict()
+    config = tiny_config(DISTIL.format(teacher=teacher, weights=weights))
+    cfg = launch.load_config(config, {'work_dir': str(tmp_path / 'work'), 'launcher': 'none'})
+    for classes in (('ground', 'left', 'right'), ('ground', 'right', 'left')):
+        meta = dict(dataset_meta=dict(classes=classes))
+        torch.save(dict(state_dict=state, meta=meta), weights)
+        if classes[1] == 'left':
+            preflight(copy.deepcopy(cfg), 'train', skip_data_check=True)
+    with pytest.raises(UserError, match='teacher.pth was trained on classes in another order: la'):
+        preflight(cfg, 'train', skip_data_check=True)
