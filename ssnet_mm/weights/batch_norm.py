@@ -7,7 +7,7 @@ converted ones, or those of a training too short for the running averages to fol
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssnet_mm.engine.config import config_errors, single_datasets
 from ssnet_mm.engine.data import check_data
+from ssnet_mm.engine.guards import check_training_batch
+from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.errors import UserError
 
 
@@ -76,15 +78,20 @@ def estimate_bn(model: nn.Module, dataloader: Iterable[Any], num_batches: int) -
     return count
 
 
-def unlabelled_loader(cfg: Config) -> Iterable[Any]:
+def unlabelled_loader(cfg: Config, model: nn.Module) -> Iterable[Any]:
     """A config's training images, which need no labels, in batches.
 
     They come as in training, from ``train_dataloader`` through its augmentations, less what reads
     label maps or looks at them. The same seed is taken every time; with no worker processes the
     augmentations draw from this process' random numbers instead.
 
+    Args:
+        cfg: The config.
+        model: The segmentor that takes them.
+
     Raises:
-        UserError: The config has none, or the images are not there or can't be read.
+        UserError: The config has none, or the images are not there; where it is iterated over, one
+            can't be read, or those of a batch differ in size.
     """
     if not cfg.get('train_dataloader'):
         raise UserError(f'{cfg.filename} has no train_dataloader to estimate batch norm from')
@@ -94,14 +101,28 @@ def unlabelled_loader(cfg: Config) -> Iterable[Any]:
         for _, dataset in single_datasets(cfg.train_dataloader.dataset, 'train_dataloader.dataset'):
             _without_labels(dataset)
     check_data(cfg, 'train_dataloader', None)
-    return Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    check_samples(loader.dataset, model)
+    return _of_one_size(loader, model)
+
+
+def _of_one_size(loader: Iterable[Any], model: nn.Module) -> Iterator[Any]:
+    for data in loader:
+        check_training_batch(model, data)
+        yield data
 
 
 def _without_labels(dataset: Any) -> None:
     """Change a data set's config so that no label map is looked for."""
     if dataset.get('data_prefix'):
         dataset.data_prefix.pop('seg_map_path', None)
-    dataset.pipeline = [step for step in dataset.pipeline if step.type != 'LoadAnnotations']
+    dataset.pipeline = [step for step in dataset.pipeline if _name(step) != 'LoadAnnotations']
     for step in dataset.pipeline:
-        if step.type == 'RandomCrop':
+        if _name(step) == 'RandomCrop':
             step.pop('cat_max_ratio', None)  # it chooses crops by their labels
+
+
+def _name(step: Any) -> str:
+    """A transform's name without the scope that may stand before it, as in ``mmseg.RandomCrop``."""
+    kind = step.type
+    return kind.rpartition('.')[2] if isinstance(kind, str) else str(kind.__name__)

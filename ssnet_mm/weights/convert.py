@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -124,16 +125,21 @@ def convert_weights(
         with config_errors(f'the model of {cfg.filename}'):
             with quiet(MMLogger.get_current_instance()):  # a line a parameter
                 model.init_weights()
-        loader = unlabelled_loader(cfg) if bn_batches else ()
+        loader = unlabelled_loader(cfg, model) if bn_batches else ()
+        on_images = f'the model of {cfg.filename} on images of its train_dataloader'
         fits = bool(bn_batches) and takes_fitting(model.backbone, conversion, factorize)
-        with named(path):
+        if fits:
+            with config_errors(on_images):
+                batches = list(islice(loader, bn_batches))
+        with named(path), config_errors(on_images):
             if fits:
-                conversion = fitted(model, conversion, loader, bn_batches, factorize, skip)
+                conversion = fitted(model, conversion, batches, bn_batches, factorize, skip)
             elif factorize:
                 conversion = with_split_kernels(conversion)
         conversion = load_into(model, conversion, skip, str(path))
         if bn_batches and not fits:
-            estimate_bn(model, loader, bn_batches)
+            with config_errors(on_images):
+                estimate_bn(model, loader, bn_batches)
         state = model.state_dict()
         meta['dataset_meta'] = config_meta(cfg)
         if name is not None:

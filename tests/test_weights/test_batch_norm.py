@@ -137,7 +137,7 @@ def test_the_training_images_of_a_config_need_no_labels(tiny_config, tiny_data):
     model = MODELS.build(cfg.model)
     seen = []
     model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    assert batch_norm.estimate_bn(model, batch_norm.unlabelled_loader(cfg), 3) == 3
+    assert batch_norm.estimate_bn(model, batch_norm.unlabelled_loader(cfg, model), 3) == 3
 
     # crops of 24x40, padded at the bottom to the preprocessor's 32 rows
     assert [tuple(image.shape) for image in seen] == [(2, 3, 32, 40)] * 3
@@ -155,6 +155,8 @@ def test_the_training_images_of_a_config_need_no_labels(tiny_config, tiny_data):
 def test_images_that_are_not_there_are_named(tiny_config, tiny_data):
     cfg = launch.load_config(tiny_config(), {'train_dataloader.dataset.data_root': 'no/where'})
     with pytest.raises(UserError, match=r'no folder no/where \(train_dataloader.dataset, data_roo'):
-        batch_norm.unlabelled_loader(cfg)
+        batch_norm.unlabelled_loader(cfg, Net())
     with pytest.raises(UserError, match='has no train_dataloader to estimate'):
-        batch_norm.unlabelled_loader(launch.load_config(tiny_config('train_dataloader=None')))
+        batch_norm.unlabelled_loader(
+            launch.load_config(tiny_config('train_dataloader=None')), Net()
+        )

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from helpers.foreign_nets import OUR_BN, SEPARABLE, caffe_weights, saved_vgg, segmentor
+from helpers.foreign_nets import (
+    OUR_BN,
+    SEPARABLE,
+    caffe_weights,
+    saved_vgg,
+    segmentor,
+    torchvision_vgg,
+)
+from PIL import Image
 
 from ssnet_mm.engine.checkpoint import load_checkpoint
 from ssnet_mm.engine.launch import load_config
@@ -70,6 +78,39 @@ def test_batch_norm_is_estimated_on_the_configs_images(vgg, tmp_path, tiny_confi
     mean = written['backbone.stages.0.0.bn.running_mean']
     assert not torch.equal(mean, state['features.1.running_mean'])
     assert written['backbone.stages.0.0.bn.num_batches_tracked'] == 2
+
+
+SCOPED = """
+train_pipeline[1] = dict(type='mmseg.LoadAnnotations')
+train_pipeline[2].update(type='mmseg.RandomCrop', cat_max_ratio=0.75)
+"""
+
+
+@pytest.mark.parametrize('bn', [True, False])  # measured, and fitted
+def test_images_that_batch_norm_can_not_be_measured_on_are_one_line(tmp_path, tiny_config, bn):
+    dest, path = tmp_path / 'dest.pth', tmp_path / 'vgg.pth'
+    torch.save(torchvision_vgg(bn=bn).state_dict(), path)
+
+    def convert(lines=''):
+        convert_weights(path, dest, cfg=load_config(tiny_config(lines)), bn_batches=2)
+
+    convert(SCOPED)
+    dest.unlink()
+    for lines, message in (
+        ("model['backbone']['fc6_padding'] = 0", 'on images of its train_dataloader: ValueError: '),
+        ("model['decode_head']['in_index'] = [0, 1, 4]", 'train_dataloader: IndexError'),
+    ):
+        if bn:
+            with pytest.raises(UserError, match=message):
+                convert(lines)
+    images = tmp_path / 'data' / 'JPEGImages'
+    Image.new('RGB', (60, 50)).save(images / '3.jpg')
+    with pytest.raises(UserError, match='^a batch of images of different sizes: '):
+        convert('del train_pipeline[2]')
+    (images / '2.jpg').write_text('no image')
+    with pytest.raises(UserError, match=rf'^{images}/2.jpg: LoadImageFromFile fails with'):
+        convert()
+    assert not dest.exists()
 
 
 def test_what_does_not_fit_or_go_together_writes_nothing(vgg, tmp_path, tiny_config):
