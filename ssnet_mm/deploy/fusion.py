@@ -97,7 +97,7 @@ def fuse(model: nn.Module, *, channels_last: bool = True) -> nn.Module:
                 elif drops and type(child) in _DROPOUTS and not _is_hooked(child):
                     children[name] = nn.Identity()
     for module in root.modules():
-        if channels_last and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        if channels_last and type(module) in (*_CONVS, nn.ConvTranspose2d):
             module.to(memory_format=torch.channels_last)
     root.eval().requires_grad_(False)
     return root[0]

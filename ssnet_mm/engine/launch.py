@@ -358,8 +358,25 @@ def tune(model: nn.Module, mixed_precision: bool) -> None:
     # DDP has noted the layout of the gradients already
     if (on_cpu or mixed_precision) and not is_model_wrapper(model):
         model.to(memory_format=torch.channels_last)
+        if _needs_plain_layout(model):
+            model.to(memory_format=torch.contiguous_format)
     if on_cpu:
         keep_freed_memory()
+
+
+def _needs_plain_layout(model: Any) -> bool:
+    """Whether layers fail in the layout that a model has, as mmcv's ConvWS, mmseg's DMHead."""
+    net, training = getattr(model, 'module', model), model.training
+    bands = (m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
+    like = next(net.parameters())
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            net.eval()(like.new_zeros(2, next(bands, 3), 64, 64), mode='tensor')
+    except Exception as error:  # an image of this size may be too small
+        return 'view size is not compatible' in str(error)
+    finally:
+        model.train(training)
+    return False
 
 
 def _join_cpu_processes(cfg: Config) -> None:

@@ -51,6 +51,12 @@ def logits(net, image):
     return net(image, mode='tensor')
 
 
+@pytest.mark.parametrize('kind', ['ConvWS', 'ConvAWS'])
+def test_convolutions_that_compute_otherwise_keep_their_layout(kind):
+    backbone = dict(type='mmseg.VGG16', base_channels=8, fc_channels=8, conv_cfg=dict(type=kind))
+    check(unsettle(MODELS.build(backbone)), torch.randn(2, 3, 45, 67), lambda net, x: net(x)[-1])
+
+
 @pytest.mark.parametrize('channels_last', [True, False])
 @pytest.mark.parametrize(('conv_type', 'separable'), [('conv', 0), ('ds', 13)])
 def test_our_networks_keep_their_outputs_and_lose_layers(conv_type, separable, channels_last):

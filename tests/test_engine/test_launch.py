@@ -284,6 +284,22 @@ def test_a_cpu_trains_channels_last_and_keeps_memory(tiny_config, tmp_path, monk
     assert asked and layouts and all(layouts)
 
 
+@pytest.mark.parametrize(
+    'lines',
+    [
+        "model['backbone']['conv_cfg'] = dict(type='ConvWS')",
+        "model['decode_head'] = dict(\n"
+        "    type='DMHead', filter_sizes=(1, 3), in_channels=8, in_index=2, channels=4,\n"
+        '    norm_cfg=norm_cfg, num_classes=3)',
+    ],
+    ids=['ConvWS', 'DMHead'],
+)
+def test_networks_that_fail_channels_last_are_trained_in_the_plain_layout(
+    tiny_config, tmp_path, lines
+):
+    assert len(train(tiny_config(lines), tmp_path / 'work')) == 2
+
+
 def test_a_head_of_mmseg_is_trained_from_its_own_initializer(tiny_config, tmp_path):
     head = dict(type='FCNHead', in_channels=8, in_index=2, channels=4, num_classes=21)
     train(tiny_config(f"model['auxiliary_head'] = {head}"), tmp_path / 'work')
