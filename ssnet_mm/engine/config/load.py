@@ -25,7 +25,7 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, MODELS
 
 from ssnet_mm.engine.config.files import sources
-from ssnet_mm.engine.config.nested import plain
+from ssnet_mm.engine.config.nested import dicts, plain
 from ssnet_mm.engine.config.options import apply_options, hand_on_preprocessor
 from ssnet_mm.engine.disk import full_disk, is_full
 from ssnet_mm.errors import UserError, few
@@ -172,9 +172,28 @@ def build_segmentor(cfg: Config, where: str | None = None, *, training: bool = F
         init_default_scope(scope)
     with config_errors(where or f'the model of {cfg.filename}'):
         model_cfg = copy.deepcopy(cfg.model)
-        if training:
-            return MODELS.build(model_cfg)
-        return revert_sync_batchnorm(MODELS.build(without_pretrained(model_cfg)))
+        try:
+            if training:
+                return MODELS.build(model_cfg)
+            return revert_sync_batchnorm(MODELS.build(without_pretrained(model_cfg)))
+        except KeyError as error:
+            if 'Cannot find None' in str(error):  # mmcv tells what it found, not what it sought
+                _name_unknown_layers(cfg.model)
+            raise
+
+
+def _name_unknown_layers(model_cfg: Any) -> None:
+    kinds = {
+        f'{name}.type={part["type"]!r}'
+        for name, part in dicts(model_cfg, 'model')
+        if name.endswith('_cfg') and isinstance(part.get('type'), str)
+        if MODELS.get(part['type']) is None
+    }
+    if kinds:
+        raise UserError(
+            f'{few(sorted(kinds))}: no such layer is registered; check the spelling, and '
+            'custom_imports if it is your own'
+        )
 
 
 def without_pretrained(part: Any) -> Any:

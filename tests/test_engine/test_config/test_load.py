@@ -4,7 +4,7 @@ import mmengine
 import pytest
 import torch
 
-from ssnet_mm.engine.config import describe, load_config
+from ssnet_mm.engine.config import build_segmentor, describe, load_config
 from ssnet_mm.errors import UserError
 
 
@@ -76,3 +76,15 @@ def test_a_config_that_inherits_from_itself_is_told(tmp_path):
     (tmp_path / 'b.py').write_text("_base_ = './a.py'\n")
     with pytest.raises(UserError, match=r'b\.py: its _base_ leads back to .*a\.py; name another'):
         load_config(str(tmp_path / 'a.py'))
+
+
+@pytest.mark.parametrize(
+    ('part', 'settings'),
+    [('backbone', dict(conv_cfg='SeparableConv')), ('backbone', dict(norm_cfg='BatchNorm')),
+     ('decode_head', dict(conv_cfg='SeparableConv'))],
+)  # fmt: skip
+def test_a_layer_that_nobody_has_registered_is_named(tiny_config, part, settings):
+    ((key, kind),) = settings.items()
+    cfg = load_config(tiny_config(f"model['{part}']['{key}'] = dict(type='{kind}')"))
+    with pytest.raises(UserError, match=rf"^model.{part}.{key}.type='{kind}': no such layer is"):
+        build_segmentor(cfg)
