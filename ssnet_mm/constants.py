@@ -6,6 +6,7 @@ VGG16_STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
 
 # Epsilon inside batch norm's square root: Keras' default, so the original's.
 BN_EPS = 1e-3
+TORCH_EPS = 1e-5  # torch's default, and mmcv's
 
 # Mean and standard deviation of ImageNet's RGB values in 0..255, torchvision's times 255:
 # https://docs.pytorch.org/vision/stable/models.html.

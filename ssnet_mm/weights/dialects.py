@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ssnet_mm.constants import BN_EPS, VGG16_STAGES
+from ssnet_mm.constants import BN_EPS, TORCH_EPS, VGG16_STAGES
 from ssnet_mm.errors import UserError, listed
 
 from .conversion import BACKBONE, CAFFE_BGR, HEAD, IMAGENET_RGB, OURS, SSNET_RGB, Conversion
@@ -30,7 +30,6 @@ from .network import whole_network
 
 Tensors = Mapping[str, Tensor]
 
-TORCH_EPS = 1e-5  # inside batch norm's square root
 CLASSIFIER = "the classifier of ILSVRC's 1000 classes, in whose place are score layers"
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -290,16 +289,23 @@ def _common_value(tensor: Tensor | None) -> float | None:
 def from_ours(tensors: Tensors) -> Conversion:
     """Take our own weights: a whole FCN8 or FastFCN8 of any class count, or its backbone alone.
 
-    The backbone alone also without ``backbone.`` before the names.
+    The backbone alone also without ``backbone.`` before the names, or from under another head.
     """
     bare = any(key.startswith('stages.') for key in tensors)
     levels = len({key.split('.')[2] for key in tensors if key.startswith(f'{HEAD}scores.')})
-    auxiliary = [key for key in tensors if key.startswith('auxiliary_head.')]
+    left = {
+        key: 'an auxiliary head, which prediction does not use'
+        for key in tensors
+        if key.startswith('auxiliary_head.')
+    }
+    if not any(key.startswith((f'{HEAD}scores.', f'{HEAD}upsamples.')) for key in tensors):
+        others = (key for key in tensors if key.startswith((HEAD, 'neck.', 'head.')))
+        left |= dict.fromkeys(others, 'of another head than FCN8Head')
     return _convert(
         f'{OURS} {"FCN8" if levels else "VGG16"}',
         tensors,
         {BACKBONE: ''} if bare else _NOTHING,
-        dict.fromkeys(auxiliary, 'an auxiliary head, which prediction does not use'),
+        left,
         levels=levels,
     )
 

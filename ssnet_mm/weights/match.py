@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ssnet_mm.engine.checkpoint import is_finite
 from ssnet_mm.errors import UserError, few, listed
 from ssnet_mm.layers.bilinear import bilinear_kernel
 
@@ -135,9 +136,7 @@ def match(
 
 def check_finite(state: Mapping[str, Tensor], used: Mapping[str, str]) -> None:
     """Raise UserError that names the weights which hold NaN or infinity."""
-    # of 8 bits torch doesn't tell
-    sound = {key: bool(tensor.float().isfinite().all()) for key, tensor in state.items()}
-    bad = [used.get(key, key) for key in state if not sound[key]]
+    bad = [used.get(key, key) for key, tensor in state.items() if not is_finite(tensor)]
     if bad:
         raise UserError(
             f'NaN or infinity in {few(bad)}; take another file, or leave them out (skip) if they '

@@ -71,6 +71,13 @@ def test_ddp_prefix_goes_where_all_names_have_it(tmp_path):
     assert set(read_weights(path)) == {'module.a', 'b'}
 
 
+def test_an_address_is_no_file():
+    with pytest.raises(
+        UserError, match='^https://host/a.pth is not a local file; download it f'
+    ):
+        read_weights('https://host/a.pth')
+
+
 def test_torch_files_without_weights_or_with_code_or_with_air_are_refused(tmp_path):
     path = tmp_path / 'a.pth'
     torch.save({'state_dict': {'epoch': 3}}, path)

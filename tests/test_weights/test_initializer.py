@@ -186,6 +186,28 @@ model = dict(
     converted = tmp_path / 'converted.pth'
     convert_weights(path, converted)
     assert load_foreign(converted).bn_eps == 1e-3
+    for norm, eps in (
+        ("norm_cfg=dict(type='SyncBN', requires_grad=True)", 1e-5),  # mmcv's default
+        ('norm_cfg=None', None),
+        ('', 1e-3),  # VGG16's own
+    ):
+        cfg = f"model = dict(backbone=dict(type='VGG16', {norm}))"
+        torch.save(dict(meta=dict(cfg=cfg), state_dict=net.state_dict()), path)
+        assert load_foreign(path).bn_eps == eps
+
+
+def test_a_backbone_is_taken_from_under_another_head(tmp_path):
+    net = segmentor(norm_cfg=OUR_BN)
+    state = {k: v for k, v in net.state_dict().items() if k.startswith('backbone.')}
+    others = {'decode_head.conv_seg.weight': torch.ones(3, 8, 1, 1), 'head.fc.bias': torch.ones(3)}
+    torch.save(dict(state_dict={**state, **others}), tmp_path / 'other.pth')
+    conversion = load_foreign(tmp_path / 'other.pth')
+    assert set(conversion.used) == set(state)
+    assert conversion.left == dict.fromkeys(others, 'of another head than FCN8Head')
+    upsampling = {'decode_head.upsamples.0.weight': torch.ones(3, 3, 4, 4)}  # its scores are lost
+    torch.save(dict(state_dict={**state, **upsampling}), tmp_path / 'other.pth')
+    with pytest.raises(UserError, match='1 unexpected: decode_head.upsamples.0.weight'):
+        load_foreign(tmp_path / 'other.pth')
 
 
 @pytest.mark.parametrize(

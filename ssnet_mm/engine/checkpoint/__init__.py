@@ -10,6 +10,7 @@ from ssnet_mm.engine.checkpoint.loading import (
     check_classes,
     check_finite,
     compare_classes,
+    is_finite,
     load_checkpoint,
     load_fitting,
     load_state_dict,
@@ -44,8 +45,8 @@ from ssnet_mm.engine.checkpoint.work_dir import (
 __all__ = [
     'Place', 'allow_history', 'changed', 'check_classes', 'check_finite', 'check_unmixed',
     'chosen_otherwise', 'compare_classes', 'dataset_meta', 'expected_eps', 'expected_input',
-    'find_checkpoint', 'load_checkpoint', 'load_fitting', 'load_state_dict', 'newest_whole',
-    'numbered_checkpoints', 'pretrained_weights', 'read_checkpoint', 'read_to_load',
-    'scored_otherwise', 'trained_otherwise', 'training_config', 'was_read', 'weights_of',
-    'weights_only',
+    'find_checkpoint', 'is_finite', 'load_checkpoint', 'load_fitting', 'load_state_dict',
+    'newest_whole', 'numbered_checkpoints', 'pretrained_weights', 'read_checkpoint',
+    'read_to_load', 'scored_otherwise', 'trained_otherwise', 'training_config', 'was_read',
+    'weights_of', 'weights_only',
 ]  # fmt: skip

@@ -33,11 +33,17 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> dict[str,
 def weights_of(checkpoint: Mapping[str, Any], source: str | os.PathLike[str]) -> Mapping[str, Any]:
     """The state dict in a checkpoint, which may also be one itself; UserError if there is none."""
     weights = checkpoint.get('state_dict', checkpoint)
-    if not isinstance(weights, Mapping) or not any(isinstance(v, Tensor) for v in weights.values()):
-        raise UserError(f'{source} holds no weights')
+    if not _holds_tensors(weights):
+        held = few(repr(key) for key, value in checkpoint.items() if _holds_tensors(value))
+        inner = f' where they are looked for, but under {held}; save that alone' if held else ''
+        raise UserError(f'{source} holds no weights{inner}')
     if not all(isinstance(key, str) for key in weights):
         raise UserError(f'{source} holds weights without names')
     return weights
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
 
 
 def load_state_dict(
@@ -61,12 +67,20 @@ def load_state_dict(
     except RuntimeError as error:
         raise UserError(f'{source} does not fit the model: {error}') from error
     check_finite(given, source)
+    ours = model.state_dict()
+    whole = [  # which torch would take for the numbers themselves
+        f'{key} of {value.dtype}'
+        for key, value in given.items()
+        if isinstance(value, Tensor) and not value.is_floating_point()
+        if key in ours and ours[key].is_floating_point()
+    ]
     problems = listed(
-        dict(
-            missing=missing,
-            unexpected=unexpected,
-            misshapen=[f'{k} ({a} instead of {b})' for k, (a, b) in misshapen.items()],
-        )
+        {
+            'missing': missing,
+            'unexpected': unexpected,
+            'misshapen': [f'{k} ({a} instead of {b})' for k, (a, b) in misshapen.items()],
+            'not floating point': whole,
+        }
     )
     if problems:
         message = '; '.join(filter(None, [problems, _class_hint(model, misshapen)]))
@@ -122,13 +136,18 @@ def check_finite(weights: Mapping[str, Any], source: str | os.PathLike[str]) -> 
         if isinstance(value, Tensor)
         and value.is_floating_point()
         and not name.endswith('mask')
-        and not value.isfinite().all()
+        and not is_finite(value)
     ]
     if spoilt:
         raise UserError(
             f'{source} is spoilt: NaN or infinity in {few(spoilt)} ({len(spoilt)} of '
             f'{len(weights)} tensors); go back to an earlier checkpoint, with a lower learning rate'
         )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; of 8 bits torch doesn't tell."""
+    return bool((tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all())
 
 
 def check_classes(

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ssnet_mm.constants import BN_EPS, TORCH_EPS
 from ssnet_mm.engine.config.nested import walk
 from ssnet_mm.engine.input import Input, other_input
 from ssnet_mm.errors import few
@@ -85,7 +86,11 @@ def expected_input(meta: Any) -> Input | None:
 
 def expected_eps(meta: Any) -> float | None:
     """The epsilon of the batch norm that a checkpoint's weights are for, by its ``meta``."""
-    given = dict(walk(training_config(meta))).get('model.backbone.norm_cfg.eps')
+    settings = dict(walk(training_config(meta)))
+    given = settings.get('model.backbone.norm_cfg.eps')
+    if given is None and str(settings.get('model.backbone.type')).endswith('VGG16'):
+        norm = settings.get('model.backbone.norm_cfg.type')  # one whose eps is left to its default
+        given = BN_EPS if 'model.backbone.norm_cfg' not in settings else norm and TORCH_EPS
     if given is None and isinstance(meta, Mapping):
         given = meta.get('bn_eps')  # of a converted file
     return given if isinstance(given, float) and given >= 0 else None

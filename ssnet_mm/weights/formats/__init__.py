@@ -103,6 +103,8 @@ def format_of(path: str) -> Format:
             f'{path} is a folder, not a file of weights; of a TensorFlow SavedModel write '
             "model.save_weights('NAME.weights.h5') in Keras"
         )
+    if '://' in path:
+        raise UserError(f'{path} is not a local file; download it first')
     if not os.path.isfile(path):
         raise UserError(f'no file of weights at {path}; check the path')
     try:

@@ -75,3 +75,24 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path):
     torch.save({'meta': {}}, tmp_path / 'a.pth')
     with pytest.raises(UserError, match='a.pth holds no weights'):
         load_checkpoint(nn.Linear(1, 1), tmp_path / 'a.pth')
+    torch.save(
+        {'net': nn.Linear(1, 1).state_dict(), 'optimizer': {'state': {}}}, tmp_path / 'a.pth'
+    )
+    with pytest.raises(UserError, match="no weights where .* but under 'net'; save that alone"):
+        load_checkpoint(nn.Linear(1, 1), tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize('dtype', [torch.int32, torch.bool, torch.complex64])
+def test_numbers_that_torch_would_round_are_refused(dtype):
+    weights = Segmentor().state_dict()
+    weights['decode_head.weight'] = weights['decode_head.weight'].to(dtype)
+    with pytest.raises(UserError, match=f'1 not floating point: decode_head.weight of {dtype}$'):
+        load_state_dict(Segmentor(), weights, 'a.pth')
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.float8_e4m3fn])
+def test_weights_of_another_precision_are_taken(dtype):
+    weights = {k: v.to(dtype) if v.dim() > 1 else v for k, v in Segmentor().state_dict().items()}
+    model = Segmentor()
+    load_state_dict(model, weights, 'a.pth')
+    assert torch.equal(model.decode_head.weight, weights['decode_head.weight'].float())
