@@ -72,9 +72,7 @@ def test_ddp_prefix_goes_where_all_names_have_it(tmp_path):
 
 
 def test_an_address_is_no_file():
-    with pytest.raises(
-        UserError, match='^https://host/a.pth is not a local file; download it f'
-    ):
+    with pytest.raises(UserError, match='^https://host/a.pth is not a local file; download it f'):
         read_weights('https://host/a.pth')
 
 

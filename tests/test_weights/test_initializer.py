@@ -137,6 +137,7 @@ def test_checking_raises_what_loading_would_and_loads_nothing(vgg):
     [
         (dict(mean=[104.00699, 116.66877, 122.67892], std=[1.0] * 3), True),
         (dict(mean=[104.0, 117.0, 123.0], std=[1.0] * 3), False),
+        (dict(mean=[110.0], std=[1.0]), True),  # of one band: the first layer is skipped or refused
         (dict(mean=[104.00699, 116.66877, 122.67892], std=[1.0] * 3, bgr_to_rgb=True), False),
         (dict(), False),
     ],

@@ -22,6 +22,7 @@ from mmengine.device import get_device
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import PARAM_SCHEDULERS
@@ -79,6 +80,9 @@ def dry_run(
             trial = revert_sync_batchnorm(trial)  # it needs the processes that do not exist yet
         trial = trial.to(get_device())
         if mode == 'train':
+            if cfg.get('efficient_conv_bn_eval') is not None:
+                with config_errors(f'efficient_conv_bn_eval of {cfg.filename}'):
+                    turn_on_efficient_conv_bn_eval(trial, cfg.efficient_conv_bn_eval)
             loader = _build_loader(cfg, 'train_dataloader', datasets['train_dataloader'])
             epoch_length = max(1, len(loader))
             optimizer, schedulers, rates = _build_schedule(cfg, trial, epoch_length)

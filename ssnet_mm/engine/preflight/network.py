@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,11 @@ from ssnet_mm.errors import UserError, few, listed
 def check_classes(model: nn.Module) -> None:
     """Can the heads tell classes apart: are there two, and do the losses suit one channel?"""
     for where, head in _heads(model):
+        if not isinstance(head.ignore_index, int):
+            raise UserError(
+                f'{where}.ignore_index must be a whole number, the label of void pixels, got '
+                f'{head.ignore_index!r}; leave it out where there are none'
+            )
         if head.num_classes == 1:
             raise UserError(
                 f'{where}.num_classes=1: one class of pixels and the rest are two classes; set '
@@ -113,6 +118,13 @@ def check_losses(model: nn.Module, cfg: Config) -> list[str]:
             for loss in _losses(head)
             if _takes_void(loss, head)
         ]
+        if getattr(head, 'sampler', None) is not None:
+            notes += [
+                f'{where}.sampler: {type(loss).__name__} takes no weights of pixels, by which it '
+                'chooses them, and learns from all'
+                for loss in _losses(head)
+                if _ignores_weights(loss, head)
+            ]
         for loss in head.modules():
             _check_focal(loss, head, where)
             notes += _uncounted(loss, where, f'{where}.loss_decode')
@@ -142,14 +154,33 @@ def _losses(head: Any) -> list[nn.Module]:
 
 def _takes_void(loss: nn.Module, head: Any) -> bool:
     """Does a loss have a gradient where the label is the ignored one? mmseg's Dice loss has."""
-    labels = torch.arange(64).view(1, 8, 8) % 2
+    scores, labels = _example(head)
     labels[..., 4:] = head.ignore_index
-    scores = torch.linspace(-1, 1, 64 * head.out_channels).sin().view(1, -1, 8, 8).requires_grad_()
     try:
         loss(scores, labels, weight=None, ignore_index=head.ignore_index).sum().backward()
     except Exception:  # it takes something else; the trial step tells
         return False
     return scores.grad is not None and bool(scores.grad[..., 4:].abs().max() > 1e-9)
+
+
+def _ignores_weights(loss: nn.Module, head: Any) -> bool:
+    """Is a loss the same whatever weights its pixels have, as our and mmseg's Lovasz are?"""
+    scores, labels = _example(head)
+    try:
+        none, all_ = (
+            float(loss(scores, labels, weight=weight, ignore_index=head.ignore_index).mean())
+            for weight in (torch.zeros(labels.shape), torch.ones(labels.shape))
+        )
+    except Exception:  # the same
+        return False
+    return none == all_ != 0
+
+
+def _example(head: Any) -> tuple[Tensor, Tensor]:
+    """Scores and labels of one image."""
+    labels = torch.arange(64).view(1, 8, 8) % 2
+    scores = torch.linspace(-1, 1, 64 * head.out_channels).sin().view(1, -1, 8, 8)
+    return scores.requires_grad_(), labels
 
 
 def _check_focal(loss: Any, head: Any, where: str) -> None:
@@ -432,22 +463,30 @@ def check_pretrained(model: nn.Module) -> None:
                 _check_pretrained(module, f'model.{name}' if name else 'model', init_cfg)
 
 
-def check_frozen(model: nn.Module) -> list[str]:
-    """Would layers of the backbone stay at the random numbers that they start from?"""
+def check_frozen(model: nn.Module, still: Collection[str] = ()) -> list[str]:
+    """Would layers of the backbone stay at the random numbers that they start from?
+
+    Args:
+        model: The segmentor.
+        still: Names of its parameters whose rate is 0.
+    """
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, nn.Module):
         return []
     modules = [model, *backbone.modules()]
-    frozen = sum(p.dim() > 1 and not p.requires_grad for p in backbone.parameters())
+    kernels = {f'backbone.{name}': p for name, p in backbone.named_parameters() if p.dim() > 1}
+    frozen = [name for name, p in kernels.items() if not p.requires_grad]
+    at_zero = [name for name in kernels if name in still]
     starts = (i for m in modules for i in listed_or_single(getattr(m, 'init_cfg', None)))
     # what has its own way to load weights says so by is_init
     loads = any(i.get('checkpoint') for i in starts) or getattr(backbone, 'is_init', False)
-    if not frozen or loads:
+    if not (frozen or at_zero) or loads:
         return []
+    mend = 'frozen_stages=-1' if frozen else 'lr_mult above 0'
     return [
-        f'{frozen} layers of model.backbone are frozen, and start from random numbers: nothing '
-        'will change those; give model.backbone.init_cfg or load_from a checkpoint, or set '
-        'frozen_stages=-1'
+        f'{len(frozen + at_zero)} layers of model.backbone are frozen, and start from random '
+        'numbers: nothing will change those; give model.backbone.init_cfg or load_from a '
+        f'checkpoint, or set {mend}'
     ]
 
 

@@ -141,7 +141,7 @@ def preflight(cfg: Config, mode: str, *, skip_data_check: bool = False) -> Prepa
             network_of = cfg if mode == 'test' else None
             notes += trained_otherwise(path, checkpoint.get('meta'), model, network_of)
     elif mode == 'train':
-        notes += network.check_frozen(model)
+        notes += network.check_frozen(model, schedules.still_parameters(cfg, model))
     position = (0, 0)
     if path and resume:
         position, changed = resuming.keep_seed(cfg, checkpoint['meta'])

@@ -178,14 +178,36 @@ def check_optimizer(cfg: Config) -> None:
         )
 
 
+def _keys_by_name(cfg: Config, model: nn.Module) -> dict[str, str]:
+    """The one of ``custom_keys`` that counts for each parameter that learns, or an empty one.
+
+    None at all where the optimizer is built by other rules than mmengine's.
+    """
+    if cfg.optim_wrapper.get('constructor') not in (None, 'DefaultOptimWrapperConstructor'):
+        return {}
+    layers = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
+    ordered = sorted(sorted(layers), key=len, reverse=True)
+    return {
+        name: next((key for key in ordered if key in name), '')
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def still_parameters(cfg: Config, model: nn.Module) -> list[str]:
+    """The names of parameters that ``custom_keys`` give a rate of 0."""
+    layers = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
+    keys = _keys_by_name(cfg, model)
+    return [name for name, key in keys.items() if key and layers[key].get('lr_mult') == 0]
+
+
 def unmatched_layers(cfg: Config, model: nn.Module) -> list[str]:
     """Notes on rates and decays that are set for layers and do not get to them.
 
     mmengine gives a parameter what the longest of ``custom_keys`` in its name says, and then
     nothing of the shorter ones and of the multiples that hold for all biases or norm layers.
     """
-    wrapper = cfg.optim_wrapper
-    paramwise = wrapper.get('paramwise_cfg') or {}
+    paramwise = cfg.optim_wrapper.get('paramwise_cfg') or {}
     layers = paramwise.get('custom_keys') or {}
     names = [name for name, _ in model.named_parameters()]
     multiples = {
@@ -200,14 +222,7 @@ def unmatched_layers(cfg: Config, model: nn.Module) -> list[str]:
         for mult in set_
         if not any(layer in name for name in names)
     ]
-    if wrapper.get('constructor') not in (None, 'DefaultOptimWrapperConstructor'):
-        return notes
-    ordered = sorted(sorted(layers), key=len, reverse=True)
-    taken = {
-        name: next((key for key in ordered if key in name), '')
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    taken = _keys_by_name(cfg, model)
 
     def keepers(mult: str, meant: Iterable[str]) -> list[str]:
         """The keys that keep a multiple from some parameters."""

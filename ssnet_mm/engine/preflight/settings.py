@@ -110,7 +110,8 @@ def check_arguments(cfg: Config, mode: str) -> None:
 
 def check_sliding(cfg: Any) -> None:
     """Has sliding inference its window and stride, and does it leave no gaps?"""
-    test_cfg: Any = cfg.model.get('test_cfg') or {}
+    model = cfg.model.get('module', cfg.model)  # of what averages flips and scales
+    test_cfg: Any = model.get('test_cfg') or {}
     if test_cfg.get('mode') != 'slide':
         return
     for key in ('crop_size', 'stride'):

@@ -84,6 +84,9 @@ HOOK = "custom_hooks = [dict(type='{}', {})]\n"
         ("model['test_cfg'] = dict(mode='slide', crop_size=(32, 32))", 'slide.* needs stride='),
         ("model['test_cfg'] = dict(mode='slide', stride=(32, 32))", 'slide.* needs crop_size='),
         ("model['test_cfg'] = dict(mode='slide', crop_size=(8, 8), stride=(9, 9))", 'leaves gaps'),
+        ("model['decode_head']['ignore_index'] = None",
+         'model.decode_head.ignore_index must be a whole number, .* got None'),
+        ("efficient_conv_bn_eval = ['bakbone']", "efficient_conv_bn_eval of .*: .*'bakbone'"),
         ("model['test_cfg'] = dict(mode='sldie')", 'first image of val_dataloader .*sldie'),
         ("val_dataloader['dataset']['pipeline'] = [dict(type='LoadImageFromFile'), "
          "dict(type='LoadAnnotations'), dict(type='Resize', scale=(90, 74)), "
@@ -384,6 +387,12 @@ def test_what_is_sound_passes_without_a_warning(check, tiny_data, lines):
         ("model['data_preprocessor'].update(mean=[0.5] * 3, std=[0.2] * 3)",
          'mean and std .* look like those of values from 0 to 1, .* multiply both by 255'),
         ("model['backbone']['frozen_stages'] = 2", '4 layers of model.backbone are frozen, and s'),
+        ("optim_wrapper['paramwise_cfg'] = dict(custom_keys={'backbone': dict(lr_mult=0.0)})",
+         '15 layers of model.backbone are frozen, .* or set lr_mult above 0'),
+        ("model['decode_head']['sampler'] = dict(type='OHEMPixelSampler', thresh=0.7)\n"
+         "model['decode_head']['loss_decode'] = [\n"
+         "    dict(type='CrossEntropyLoss'), dict(type='LovaszSoftmaxLoss')]",
+         'decode_head.sampler: LovaszSoftmaxLoss takes no weights of pixels, by which it chooses'),
         ("train_dataloader['sampler']['shuffle'] = False\nparam_scheduler = []",
          'shuffle=False batches hold the same images each time'),
         ('train_dataloader.update(num_batch_per_epoch=1)\nparam_scheduler = []',
@@ -410,6 +419,19 @@ def test_void_that_is_the_label_of_a_class_is_noted(check, tiny_data):
     assert note in check(VOID_11.replace('11', '0'))
     assert note in check(VOID_11.replace('11', '0') + 'test_evaluator = val_evaluator', 'test')
     assert note not in check(VOID_11)
+
+
+def test_windows_of_test_time_augmentation_leave_no_gaps_either(tiny_config):
+    lines = "model['test_cfg'] = dict(mode='slide', crop_size=(8, 8), stride=(9, 9))"
+    cfg = load(tiny_config(lines))
+    launch.use_tta(cfg)
+    with pytest.raises(UserError, match='leaves gaps'):
+        prepare.preflight(cfg, 'test', skip_data_check=True)
+
+
+def test_a_sampler_that_reaches_its_losses_is_not_noted(check):
+    lines = "model['decode_head']['sampler'] = dict(type='OHEMPixelSampler', thresh=0.7)"
+    assert not any('sampler' in note for note in check(lines))
 
 
 def test_what_a_student_pays_counts():
