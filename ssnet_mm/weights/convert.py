@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -92,6 +93,8 @@ def convert_weights(
         raise UserError(f'{dest} is there already; choose another name, or set overwrite')
     if bn_batches < 0:
         raise UserError(f'{bn_batches} batches for batch norm: expected 0 or more (--bn-batches)')
+    if bn_eps is not None and not 0 <= bn_eps < math.inf:
+        raise UserError(f'an epsilon of {bn_eps} for batch norm: expected 0 or more (--bn-eps)')
     if cfg is None and (bn_batches or skip):
         raise UserError('estimating batch norm and skipping parameters need a net: give a config')
     if cfg is not None and (num_classes is not None or bn_eps is not None):

@@ -121,6 +121,7 @@ def test_what_does_not_fit_or_go_together_writes_nothing(vgg, tmp_path, tiny_con
         (dict(cfg=cfg), rf'^{path}: the weights are of dense convolutions'),
         (dict(source='caffe'), rf"^{path}: these are not the weights of Caffe's VGG16: conv1_1"),
         (dict(bn_batches=2), 'need a net: give a config'),
+        (dict(bn_eps=-1e-3), '-0.001 for batch norm: expected 0 or more'),
         (dict(cfg=cfg, bn_batches=-1), '-1 batches for batch norm: expected 0 or more'),
         (dict(skip=['backbone.fc6']), 'need a net: give a config'),
         (dict(cfg=cfg, num_classes=3), "num_classes and bn_eps are the config's"),

@@ -118,6 +118,8 @@ class FCN8Head(BaseDecodeHead):
             raise ValueError(
                 f'level_scales must be {len(in_channels)} numbers, one a level, got {level_scales}'
             )
+        if not 0 <= dropout_ratio < 1:
+            raise ValueError(f'dropout_ratio must lie in [0, 1), got {dropout_ratio}')
         super().__init__(
             in_channels=in_channels,
             in_index=in_index,

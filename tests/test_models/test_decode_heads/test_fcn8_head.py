@@ -152,6 +152,12 @@ def test_level_scales_are_factors_on_the_levels():
     torch.testing.assert_close(head(inputs), expected)
 
 
+@pytest.mark.parametrize('ratio', [-0.1, 1.0])  # at 1 nothing would get through in training
+def test_refuses_a_dropout_that_is_none(ratio):
+    with pytest.raises(ValueError, match=rf'dropout_ratio must lie in \[0, 1\), got {ratio}'):
+        make_head(3, dropout_ratio=ratio)
+
+
 def test_refuses_level_scales_that_do_not_match():
     with pytest.raises(ValueError, match=r'level_scales must be 3 numbers.*got \(1, 2\)'):
         make_head(3, level_scales=(1, 2))
