@@ -48,6 +48,19 @@ class ClassIoUMetric(IoUMetric):
         super().process(data_batch, data_samples)
 
     @staticmethod
+    def intersect_and_union(
+        pred_label: Tensor, label: Tensor, num_classes: int, ignore_index: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As mmseg's, in whole numbers: its float32 stops at 2^24 pixels of a class an image."""
+        counted = label != ignore_index
+        pred_label, label = pred_label[counted].long(), label[counted].long()
+        intersection, predicted, labelled = (
+            torch.bincount(found[found < num_classes], minlength=num_classes).cpu().double()
+            for found in (pred_label[pred_label == label], pred_label, label)
+        )
+        return intersection, predicted + labelled - intersection, predicted, labelled
+
+    @staticmethod
     def total_area_to_metrics(
         intersections: Tensor,
         unions: Tensor,

@@ -60,6 +60,17 @@ def test_a_class_that_is_never_predicted_counts_in_precision_and_f_score():
     assert table['Fscore'] == table['Precision'] == table['Recall'] == -1
 
 
+def test_large_images_are_counted_to_the_pixel():
+    scored = metric('sky', 'road')
+    prediction = torch.zeros((1, 4500, 4000), dtype=torch.uint8)
+    labels = prediction.clone()
+    labels[:, 4300:] = 1
+    scored.process({}, [dict(sample([], []), pred_sem_seg=dict(data=prediction),
+                             gt_sem_seg=dict(data=labels))])  # fmt: skip
+    scores = scored.evaluate(1)
+    assert scores['IoU.sky'] == scores['aAcc'] == 95.56 and scores['IoU.road'] == 0
+
+
 def test_one_channel_is_scored_as_two_classes():
     scored = metric('background', 'road')
     scored.process({}, [sample([[0.0, 1.0, 1.0, 1.0]], [[0, 0, 1, 1]])])  # as mmseg gives them
