@@ -93,10 +93,11 @@ def render(task: Any, steps: Mapping[str, Mapping[str, Any]], data: Prepared) ->
     made, trained = steps.get('config', {}).get('result', {}), steps['train']['result']
     train_minutes = steps['train']['seconds'] / 60
     colours = dict(zip(data.record.classes, data.record.palette))
+    count = trained.get('counts', data.counts)['train']
     tiles = {
-        'mIoU, validation': f'{scores["mIoU"]:.1f}%',
+        f'mIoU, validation{_of_how_many(scores["classes"])}': f'{scores["mIoU"]:.1f}%',
         'of the pixels right': f'{scores["aAcc"]:.1f}%',
-        'training and validation images': f'{data.counts["train"]} + {data.counts["val"]}',
+        'training and validation images': f'{count} + {data.counts["val"]}',
         'training': f'{train_minutes:.1f} min',
         'exported': f'{exported["bytes"] / 2**20:.0f} MiB',
     }
@@ -125,6 +126,12 @@ def render(task: Any, steps: Mapping[str, Mapping[str, Any]], data: Prepared) ->
         commands=escape(_commands(task, data)),
     )  # fmt: skip
     return Template(_PLACE.read_text(encoding='utf-8')).substitute(parts)
+
+
+def _of_how_many(classes: Sequence[Mapping[str, Any]]) -> str:
+    """How many classes a mean is of, where the validation images lack some."""
+    scored = sum(row['IoU'] is not None for row in classes)
+    return f', {scored} of {len(classes)} classes' if scored < len(classes) else ''
 
 
 def _bars(classes: Sequence[Mapping[str, Any]], colours: Mapping[str, Any]) -> Iterator[str]:

@@ -32,6 +32,7 @@ from ssnet_mm.fit import page
 from ssnet_mm.fit.config_text import NETS, config_text
 from ssnet_mm.fit.plan import Plan, choose, fill, measure
 from ssnet_mm.own_configs import find_config
+from ssnet_mm.prepare.destination import RECORD
 from ssnet_mm.prepare.run import Prepared, prepare
 from ssnet_mm.prepare.settings import Settings
 from ssnet_mm.results.runs import read_run
@@ -156,11 +157,17 @@ def fit(task: Fit) -> Path:
         )
     cfg = launch.load_config(str(task.config))
     init_default_scope(cfg.get('default_scope') or 'mmseg')
-    state.once('train', text, lambda: _train(task))
+    seen, counts = (state.steps['prepare']['result'][key] for key in ('data', 'counts'))
+    trained_on = state.once('train', text, lambda: dict(_train(task), data=seen, counts=counts))
+    if trained_on.get('data', seen) != seen:
+        state.steps['prepare']['result']['notes'].append(
+            'the data have changed since the training; the scores are those of the validation '
+            'images as they are now'
+        )
     checkpoint = named_file(str(task.run / BEST))
     if not os.path.isfile(checkpoint) or checkpoint == str(task.run / BEST):
         raise UserError(f'{task.run} holds no best checkpoint; delete {state.path} to train anew')
-    made_of = f'{text} {os.path.basename(checkpoint)} {os.stat(checkpoint).st_mtime_ns}'
+    made_of = f'{text} {os.path.basename(checkpoint)} {os.stat(checkpoint).st_mtime_ns} {seen}'
     state.once('test', made_of, lambda: _test(task, checkpoint))
     state.once('pictures', made_of, lambda: _pictures(task, checkpoint, data))
     state.once('export', made_of, lambda: _export(task, checkpoint))
@@ -193,9 +200,14 @@ def _prepare(task: Fit, state: State) -> Prepared:
                 f'no image is left to {split} with; give more than one, or another --val'
             )
     counts = {split: data.counts[split] for split in data.counts}
-    if known and known['result']['counts'] != counts:
+    # masks that were edited in place have other counts; those made anew another record
+    totals = [(sorted(t.digests), sorted(t.labels.items())) for t in data.report.totals]
+    record = (data.root / RECORD).read_bytes()
+    seen = hashlib.blake2b(record + repr(totals).encode(), digest_size=12).hexdigest()
+    if known and known['result'].get('data', seen) != seen:
         print('note: the data have changed; what is trained already stays as it is')
-    result = dict(counts=counts, faults=data.faults, notes=[str(f) for f in data.report.notes])
+    notes = [str(finding) for finding in data.report.notes]
+    result = dict(counts=counts, faults=data.faults, notes=notes, data=seen)
     seconds = known.get('seconds') or round(time.monotonic() - start, 1)
     state.steps['prepare'] = dict(made_of=made_of, seconds=seconds, result=result)
     state.write()

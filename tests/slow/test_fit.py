@@ -63,6 +63,19 @@ def test_a_fit_ends_in_a_report_and_is_done_once(task, capsys):
     assert re.search(r'^== train$', said, re.M)
     fit(task)
     assert not re.search(r'^== (config|train|test|pictures|export)$', capsys.readouterr().out, re.M)
+    assert '<b>8 + 2</b>training and validation images' in text
+    assert 'mIoU, validation</div>' in text
+    for i in range(10, 20):  # without dents
+        mask = np.zeros((48, 64), np.uint8)
+        mask[i:, 5:30] = 1
+        photo = mask[..., None] * 70 + np.full((48, 64, 3), 3 * i)
+        Image.fromarray(photo.astype(np.uint8)).save(task.source / f'{i}.jpg')
+        Image.fromarray(mask).save(task.settings.masks / f'{i}.png')
+    text = fit(task).read_text()
+    assert '<b>8 + 4</b>' in text and 'the data have changed since the training; the' in text
+    assert re.findall(r'^== (\w+)$', capsys.readouterr().out, re.M)[-3:] == [
+        'test', 'pictures', 'export'
+    ]  # fmt: skip
     with pytest.raises(UserError, match='is there, of fastfcn8; take another --out for fcn8'):
         fit(dataclasses.replace(task, net='fcn8'))
     task.config.write_text(task.config.read_text() + '# changed\n')

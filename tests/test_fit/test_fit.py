@@ -195,6 +195,43 @@ def test_the_parts_of_a_stopped_step_add_up(tmp_path, monkeypatch):
     }
 
 
+def test_scores_are_those_of_the_data_as_they_are(source, monkeypatch, capsys):
+    done, notes = [], []
+
+    def written(task, *_):
+        task.config.write_text('model = dict()')
+        return {}
+
+    def trained(task):
+        task.run.mkdir()
+        (task.run / 'iter_1.pth').touch()
+        (task.run / 'best').write_text('iter_1.pth')
+        return {}
+
+    for name, does in (('_write_config', written), ('_train', trained)):
+        monkeypatch.setattr(steps, name, does)
+    for name in ('_test', '_pictures', '_export'):
+        monkeypatch.setattr(steps, name, lambda *_, name=name: done.append(name))
+    monkeypatch.setattr(
+        page, 'render', lambda _, made, data: notes.append(made['prepare']['result']['notes']) or ''
+    )
+    settings = Settings(masks=source / 'masks', classes=['sky', 'dent'])
+    task = Fit(source / 'photos', source / 'out', settings)
+    for _ in range(2):
+        steps.fit(task)
+        assert done == ['_test', '_pictures', '_export'] and notes[-1] == []
+    (name,) = (source / 'out/data/ImageSets/Segmentation/val.txt').read_text().split()
+    mask = Image.open(source / f'masks/{name}.png')
+    mask.transpose(Image.Transpose.ROTATE_180).save(source / f'masks/{name}.png')
+    (source / f'out/data/SegmentationClass/{name}.png').unlink()
+    capsys.readouterr()
+    for _ in range(2):
+        steps.fit(task)
+        assert done == 2 * ['_test', '_pictures', '_export']
+        assert notes[-1][0].startswith('the data have changed since the training; the scores are')
+    assert capsys.readouterr().out.count('note: the data have changed; what is trained') == 1
+
+
 def test_a_folder_of_other_photos_is_refused(fails, source, monkeypatch):
     monkeypatch.chdir(source)
     state = State(source / 'out' / 'fit.json')
@@ -234,6 +271,11 @@ def test_the_page_tells_the_weights_and_commands_that_hold(tmp_path):
     )
     data.report = SimpleNamespace(totals=[totals])
     assert [row[3] for row in page._class_rows(data)] == ['0.50', '10.00', '']
+
+
+def test_the_page_tells_a_mean_that_lacks_classes():
+    rows = [dict(IoU=50.0), dict(IoU=0.0), dict(IoU=None)]
+    assert page._of_how_many(rows) == ', 2 of 3 classes' and page._of_how_many(rows[:2]) == ''
 
 
 def test_a_state_that_is_damaged_is_one_line(tmp_path):
