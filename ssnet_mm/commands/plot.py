@@ -29,8 +29,9 @@ def main(args: argparse.Namespace) -> None:
     runs = [read_run(path) for path in args.runs]
     write_result(args.out, curves_chart(runs))
     for run in runs:
-        best = max((value, step) for step, value in run.curves.get('mIoU', [(0, float('nan'))]))
-        scored = f', best mIoU {best[0]:.2f} at iteration {best[1]}' if 'mIoU' in run.curves else ''
+        # of equal ones the first, which is the checkpoint that was kept
+        step, best = max(run.curves.get('mIoU', [(0, 0.0)]), key=lambda point: point[1])
+        scored = f', best mIoU {best:.2f} at iteration {step}' if 'mIoU' in run.curves else ''
         last = max(curve[-1][0] for curve in run.curves.values())
         print(f'{run.name}: {last} iterations{scored}')
     print(f'curves: {args.out}')

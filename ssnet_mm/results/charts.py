@@ -107,7 +107,7 @@ def curves_chart(runs: Sequence[Run]) -> bytes:
                 mark = 'o' if len(curve) < 40 else None
                 line = ('-', '--', ':', '-.')[i // 10 % 4]  # there are ten colours
                 axes.plot(*(zip(*curve) if curve else ([], [])), line, color=f'C{i % 10}',
-                          marker=mark, markersize=3, label=labels[i])  # fmt: skip
+                          marker=mark, markersize=3)  # fmt: skip
             axes.set_title(name, fontsize=9)
             axes.set_xlabel('iteration')
             axes.locator_params(axis='x', integer=True)
@@ -117,8 +117,9 @@ def curves_chart(runs: Sequence[Run]) -> bytes:
                 axes.set_yscale('log')
                 axes.yaxis.set_major_formatter('{x:g}')  # without mathematics, as names are set
                 axes.yaxis.set_minor_formatter('{x:g}')
-        handles, texts = panels.flat[0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc='outside lower center', ncols=3, frameon=False)
+        # not what the panel says of itself, which leaves names out that begin with _
+        lines = panels.flat[0].lines
+        figure.legend(lines, labels, loc='outside lower center', ncols=3, frameon=False)
         return png(figure)
 
 

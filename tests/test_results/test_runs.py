@@ -7,6 +7,7 @@ from PIL import Image
 
 from ssnet_mm.commands import main
 from ssnet_mm.errors import UserError
+from ssnet_mm.results import charts
 from ssnet_mm.results.charts import _labels, curves_chart
 from ssnet_mm.results.runs import Run, read_run
 
@@ -78,11 +79,12 @@ def test_a_log_alone_is_a_run(tmp_path):
 
 def test_the_command_draws_and_tells(tmp_path, capsys):
     for name in ('a', 'b'):
-        write(tmp_path / name / '1', step(10, 3.0), step(20, 2.0), val(20, mIoU=10.0))
+        write(tmp_path / name / '1', step(10, 3.0), step(20, 2.0), val(20, mIoU=10.0),
+              step(30, 2.0), val(30, mIoU=10.0))  # fmt: skip
     out = tmp_path / 'new' / 'curves.png'
     main(['plot', str(tmp_path / 'a'), str(tmp_path / 'b'), '--out', str(out)])
     told = capsys.readouterr().out.splitlines()
-    assert told[1] == 'b: 20 iterations, best mIoU 10.00 at iteration 20'
+    assert told[1] == 'b: 30 iterations, best mIoU 10.00 at iteration 20'
     assert told[-1] == f'curves: {out}' and Image.open(out).format == 'PNG'
 
 
@@ -103,3 +105,15 @@ def test_many_runs_of_one_name_can_be_told_apart():
     runs = [Run('a', {'loss': curve}), *(Run('b', {'mIoU': curve}) for _ in range(12))]
     picture = Image.open(io.BytesIO(curves_chart(runs)))
     assert picture.width == 1210 and picture.height > 400
+
+
+def test_every_run_stands_in_the_legend(monkeypatch):
+    legends = []
+
+    def png(figure):
+        legends.extend([text.get_text() for text in figure.legends[0].get_texts()])
+        return b''
+
+    monkeypatch.setattr(charts, 'png', png)
+    curves_chart([Run('_old', {'loss': [(1, 2.0)]}), Run('$new', {'mIoU': [(1, 2.0)]})])
+    assert legends == ['_old', '$new']
