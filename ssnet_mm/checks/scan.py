@@ -54,8 +54,9 @@ class Split:
     @property
     def classes(self) -> Sequence[str]:
         """Names of the classes; numbers where the data set has none."""
-        names = self.dataset.metainfo.get('classes')
-        return names or [str(i) for i in range(self.num_classes)]
+        names = self.dataset.metainfo.get('classes') or [str(i) for i in range(self.num_classes)]
+        # one channel may have one name, that of label 1
+        return ['background', *names] if (len(names), self.num_classes) == (1, 2) else names
 
     @cached_property
     def readers(self) -> tuple[Reader | None, Reader | None]:

@@ -90,6 +90,7 @@ def _palette(split: Split) -> np.ndarray:
     """A colour for each label, (256, 3) uint8."""
     palette = voc_palette()
     given = np.asarray(split.dataset.metainfo.get('palette') or [], np.uint8).reshape(-1, 3)
-    palette[: len(given)] = given
+    first = max(split.num_classes - len(given), 0)  # the background has no colour beside one name's
+    palette[first : first + len(given)] = given
     palette[split.ignore_index] = VOID
     return palette

@@ -58,7 +58,6 @@ def check_data(cfg: Config, loader: str, num_classes: int | None = None) -> list
         with config_errors(f'{where}: its first sample, {files}, does not load'):
             built[0]
         classes = built.metainfo.get('classes') or ()
-        check_dataset_meta(built.metainfo, where)
         if not classes:
             raise UserError(
                 f'{where} has no classes; set {where}.metainfo=dict(classes=..., palette=...), in '
@@ -77,7 +76,8 @@ def build_datasets(cfg: Config, loader: str) -> Iterator[Located]:
     """The data sets of a data loader.
 
     Raises:
-        UserError: A folder or a list is not there, the config is at fault, or a data set is empty.
+        UserError: A folder or a list is not there, the config is at fault, or a data set is empty
+            or has names or colours that are none.
     """
     with config_errors(f'{loader} of {cfg.filename}'):
         datasets = list(single_datasets(cfg[loader]['dataset'], f'{loader}.dataset'))
@@ -97,6 +97,7 @@ def build_datasets(cfg: Config, loader: str) -> Iterator[Located]:
             raise UserError(
                 f'{where} is empty: no image listed by {_listing(dataset)}{_suffixes(dataset)}'
             )
+        check_dataset_meta(built.metainfo, where)
         yield where, dataset, built
 
 
@@ -229,7 +230,7 @@ def _labels(cfg: Config, where: str, dataset: Any) -> tuple[int, int]:
     evaluator = cfg.get(f'{where.split("_")[0]}_evaluator') or {}
     parts = head if where.startswith('train') else evaluator
     parts = parts if isinstance(parts, (list, tuple)) else [parts]
-    ignored = [part.get('ignore_index') for part in parts]
+    ignored = [part.get('ignore_index') for part in parts if isinstance(part, Mapping)]
     return num_classes, next((label for label in ignored if label is not None), 255)
 
 

@@ -64,6 +64,35 @@ def test_sound_data_get_exit_code_0_and_a_sheet(run, config, tmp_path):
     assert (0, 200, 0) in [colour for _, colour in sheet.getcolors(1 << 20)]  # in the legend
 
 
+@pytest.mark.parametrize(
+    ('meta', 'told'),
+    [
+        ('classes=(1, 2, 3)', 'metainfo.classes must be names in quotes, got 1'),
+        ("classes=('a', 'b', 'a')", 'metainfo.classes has a twice; name each once'),
+        ('classes=classes, palette=[[300, 0, 0]] * 3', 'metainfo.palette must be RGB colours'),
+    ],
+)
+def test_names_and_colours_that_are_none_are_told(fails, config, tmp_path, meta, told):
+    changes = f"val_dataloader['dataset']['metainfo'] = dict({meta})\n"
+    line = fails('check_data', config(changes), '--out', tmp_path / 'sheet.png')
+    assert f'val_dataloader.dataset.{told}' in line and not list(tmp_path.glob('sheet.png'))
+
+
+def test_the_name_of_one_channel_is_that_of_label_1(run, config, data, tmp_path):
+    data.change(lambda labels: np.where(labels == 2, 1, labels).astype(np.uint8), range(4))
+    one = config(
+        "model['decode_head'].update(num_classes=2, out_channels=1)\n"
+        "val_evaluator = 'IoUMetric'\n"
+        'for part in (train_dataloader, val_dataloader):\n'
+        "    part['dataset']['metainfo'] = dict(classes=('road',), palette=[[9, 99, 199]])\n"
+        'del part\n'
+    )
+    code, out, _ = run('check_data', one, '--out', tmp_path / 'sheet.png')
+    assert code == 0 and re.search(r'^background +50.860%.*\nroad +49.140%', out, re.M)
+    colours = [colour for _, colour in Image.open(tmp_path / 'sheet.png').getcolors(1 << 20)]
+    assert (9, 99, 199) in colours and (0, 0, 0) in colours
+
+
 def test_spoilt_data_get_exit_code_1_and_all_is_told(run, config, data, tmp_path):
     data.change(wrong_value, [1, 3])
     data.mask(2).unlink()
