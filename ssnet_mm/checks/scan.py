@@ -146,7 +146,8 @@ def _begin(
         status = os.stat(path)
     except OSError:
         return partial(read_facts, path, reader)  # which says why
-    state = status.st_size, status.st_mtime_ns
+    # not the time of change alone, which copies and unpacked archives may be given
+    state = status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
     known = cache.get(key, reader, state)
     if known is not None:
         return lambda: known

@@ -1,5 +1,7 @@
 """Files are read once: the cache, and large data sets."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,6 +42,21 @@ def test_what_has_not_changed_is_not_read_again(data, read):
     data.pipeline = [dict(data.pipeline[0], color_type='grayscale'), *data.pipeline[1:]]
     data.report()
     assert sorted(read) == [str(data.image(i)) for i in range(4)]
+
+
+def test_a_file_of_the_same_size_and_time_is_read_again(data, read):
+    for path in (data.mask(0), data.mask(1)):
+        Image.fromarray(np.asarray(Image.open(path))).save(path, 'PPM')
+    data.change(lambda labels: labels * 0, [0])
+    Image.open(data.mask(0)).save(data.mask(0), 'PPM')
+    assert data.report().totals[0].labels[0] > 0
+    status, other = data.mask(1).stat(), data.mask(0).read_bytes()
+    assert len(other) == status.st_size
+    data.mask(1).write_bytes(other)
+    os.utime(data.mask(1), ns=(status.st_atime_ns, status.st_mtime_ns))
+    read.clear()
+    data.report()
+    assert read == [str(data.mask(1))]
 
 
 def test_names_that_are_no_text_are_remembered(data, read):
