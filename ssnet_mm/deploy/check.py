@@ -21,6 +21,7 @@ from ssnet_mm.deploy.model import scored_data
 from ssnet_mm.deploy.network import last_head
 from ssnet_mm.deploy.processor import Processor, resize_labels
 from ssnet_mm.deploy.runtimes.session import Session, not_finite
+from ssnet_mm.engine.metrics import check_scored_classes
 from ssnet_mm.engine.preflight.dry_run import build_evaluator
 from ssnet_mm.errors import UserError, few
 
@@ -185,6 +186,8 @@ def verify(model: Any, path: str | os.PathLike[str], loader: str = 'val') -> dic
     session = runtimes.load(path)
     evaluators = {name: _evaluator(cfg, loader) for name in ('model', 'exported')}
     for evaluator in evaluators.values():
+        where = f'{loader}_evaluator of {cfg.filename}'
+        check_scored_classes(evaluator.metrics, data_loader.dataset.metainfo, where)
         evaluator.dataset_meta = data_loader.dataset.metainfo
     for data in data_loader:
         with torch.no_grad():

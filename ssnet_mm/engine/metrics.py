@@ -101,6 +101,16 @@ def _check_labels(sample: dict, num_classes: int, ignore_index: int) -> None:
         raise UserError(f'{where} {label_problem(found, num_classes)}')
 
 
+def check_scored_classes(metrics: Iterable[Any], meta: Mapping[str, Any], where: str) -> None:
+    """UserError where mmseg would give as the IoU of the only name that of all pixels."""
+    (name, *others) = meta.get('classes') or ('', '')
+    if not others and any(isinstance(metric, IoUMetric) for metric in metrics):
+        raise UserError(
+            f'{where} would score all pixels alike under the only name, {name}; give the '
+            f"background a name as well: classes=('background', {name!r}), a colour for each"
+        )
+
+
 @METRICS.register_module()
 class ReportMetric(BaseMetric):
     """Scores of each class, boundaries included, and the confusion matrix, as files.

@@ -33,6 +33,7 @@ from ssnet_mm.engine.config import config_errors, describe
 from ssnet_mm.engine.config.nested import listed_or_single, values
 from ssnet_mm.engine.data import Located
 from ssnet_mm.engine.guards import check_predictions, check_scored_batch, check_training_batch
+from ssnet_mm.engine.metrics import check_scored_classes
 from ssnet_mm.engine.preflight import network, resuming, schedules, settings
 from ssnet_mm.errors import UserError
 from ssnet_mm.limits import open_image, orientation_of
@@ -288,7 +289,9 @@ def _evaluate(cfg: Config, stage: str, model: Any, evaluator: Evaluator, dataset
     if stage == 'test':  # after a step at too high a rate, training says better what is wrong
         check_predictions(samples)
     _check_label_size(samples, where)
-    with config_errors(f'{stage}_evaluator of {cfg.filename}'), np.errstate(all='ignore'):
+    where_scored = f'{stage}_evaluator of {cfg.filename}'
+    check_scored_classes(evaluator.metrics, dataset.metainfo, where_scored)
+    with config_errors(where_scored), np.errstate(all='ignore'):
         evaluator.dataset_meta = dataset.metainfo
         with _pipeline_errors(where, batch):
             evaluator.process(data_samples=samples, data_batch=batch)

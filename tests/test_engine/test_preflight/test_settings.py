@@ -817,6 +817,17 @@ def test_one_sigmoid_channel_is_scored_as_two_classes(tiny_config, tiny_data, tm
     assert scores['mIoU'] == pytest.approx(iou, abs=0.01)
 
 
+@pytest.mark.parametrize('stage', ['val', 'test'])
+def test_an_only_name_is_not_scored_by_all_pixels(check, tiny_data, stage):
+    for path in (tiny_data / 'SegmentationClass').glob('*.png'):
+        labels = np.array(Image.open(path))
+        Image.fromarray(np.where(labels == 2, 1, labels)).save(path)
+    one = TWO.replace("'ground', 'thing'", "'thing',").replace('palette[:2]', 'palette[1:2]')
+    message = f'^{stage}_evaluator of .* would score all pixels alike under the only name, thing;'
+    with pytest.raises(UserError, match=message):
+        check(one + ONE_CHANNEL, 'train' if stage == 'val' else 'test')
+
+
 @pytest.mark.parametrize('stage', ['train', 'val', 'test'])
 def test_images_are_normalised_once(check, stage):
     lines = """
