@@ -128,6 +128,15 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+def digest(path: str | os.PathLike[str]) -> str:
+    """What tells the content of a file from any other: its SHA-256."""
+    found = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
+
+
 def named_file(path: str) -> str:
     """What a file of one name, as ``best`` and ``last_checkpoint`` in a work directory, names.
 

@@ -58,8 +58,16 @@ def main(args: argparse.Namespace) -> None:
     if args.out is not None:
         launch.write_predictions(cfg, args.out)
     if args.report is not None:
-        launch.report_scores(cfg, args.report, args.checkpoint)
+        launch.report_scores(cfg, args.report, args.checkpoint, _options(args))
     hooks: list[Any] = [FuseHook()] if args.fuse else []
     if args.precision == 'bf16':
         hooks.append(BFloat16Hook())
     launch.run(cfg, 'test', hooks, skip_data_check=args.skip_data_check, notes=notes)
+
+
+def _options(args: argparse.Namespace) -> list[str]:
+    """What the scores depend on, beside config and checkpoint, as it may be given again."""
+    precision = [] if args.precision == 'fp32' else ['--precision', args.precision]
+    flags = [f'--{name}' for name in ('fuse', 'tta') if getattr(args, name)]
+    changes = ['--cfg-options', *args.cfg_options] if args.cfg_options else []
+    return [*flags, *precision, *changes]

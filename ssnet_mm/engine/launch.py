@@ -48,7 +48,7 @@ from ssnet_mm.engine.repeatable import (
 from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.engine.stopping import StopHook, StopSignals, start_worker
 from ssnet_mm.errors import Stopped, UserError
-from ssnet_mm.files import make_folder, sweep_temporary
+from ssnet_mm.files import digest, make_folder, sweep_temporary
 from ssnet_mm.malloc import keep_freed_memory
 
 
@@ -115,24 +115,39 @@ def write_predictions(cfg: Config, folder: str) -> None:
     """Have the metrics write an index PNG per image, for evaluation elsewhere."""
     evaluators = cfg.test_evaluator
     for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+        if evaluator.get('type') == 'ReportMetric':
+            continue  # writes scores alone
         evaluator['output_dir'] = folder
         evaluator['keep_results'] = True  # or CityscapesMetric removes them again
 
 
-def report_scores(cfg: Config, folder: str, checkpoint: str) -> None:
-    """Have the test write a report of its scores into a folder."""
+def report_scores(cfg: Config, folder: str, checkpoint: str, options: Sequence[str] = ()) -> None:
+    """Have the test write a report of its scores into a folder.
+
+    Args:
+        cfg: Its ``test_evaluator`` gets a ``ReportMetric``, in the place of one that it has.
+        folder: For the files.
+        checkpoint: What is tested.
+        options: Those of the command that the scores depend on, as they were written.
+    """
     given = cfg.test_evaluator
     evaluators = list(given) if isinstance(given, (list, tuple)) else [given]
+    own = next((e for e in evaluators if e.get('type') == 'ReportMetric'), {})
+    evaluators = [e for e in evaluators if e is not own]
     ignored = [e['ignore_index'] for e in evaluators if e.get('ignore_index') is not None]
     data = [
         dataset.get('data_root')
         for _, dataset in single_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
     ]
+    content = digest(checkpoint) if os.path.isfile(checkpoint) else None  # a name may be an URL
+    about = dict(
+        config=str(cfg.filename), checkpoint=checkpoint, sha256=content, options=list(options),
+        data=data,
+    )  # fmt: skip
     report = dict(
-        type='ReportMetric',
+        {'type': 'ReportMetric', 'ignore_index': ignored[0] if ignored else 255, **own},
         report_dir=folder,
-        ignore_index=ignored[0] if ignored else 255,
-        about=dict(config=str(cfg.filename), checkpoint=checkpoint, data=data),
+        about=about,
     )
     cfg.test_evaluator = [*evaluators, report]
 

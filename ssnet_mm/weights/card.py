@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ssnet_mm.errors import UserError
+from ssnet_mm.files import digest
 from ssnet_mm.version import __version__
 
 _WEAK = 50.0  # IoU in percent, below which a class is named among the limits
@@ -19,7 +21,7 @@ def read_scores(path: str | os.PathLike[str], checkpoint: str | os.PathLike[str]
     """The ``report.json`` of a checkpoint's test.
 
     Raises:
-        UserError: It can't be read, or is of another checkpoint.
+        UserError: It can't be read, or is of another checkpoint, or of one that has changed.
     """
     try:
         scores = json.loads(Path(path).read_text())
@@ -32,6 +34,11 @@ def read_scores(path: str | os.PathLike[str], checkpoint: str | os.PathLike[str]
         raise UserError(
             f'{path} holds the scores of {tested}, not of {os.fspath(checkpoint)}; test this one: '
             f'ssnet_mm test CONFIG {os.fspath(checkpoint)} --report DIR'
+        )
+    if scores.get('sha256') not in (None, digest(checkpoint)):
+        raise UserError(
+            f'{path} holds the scores of another {os.fspath(checkpoint)}, which was written anew '
+            f'since; test this one: ssnet_mm test CONFIG {os.fspath(checkpoint)} --report DIR'
         )
     return dict(scores)
 
@@ -58,6 +65,10 @@ def model_card(
         f'| {row["class"]} | {row["IoU"]:.1f} | {_figure(row["boundary_IoU"])} | {row["support"]} |'
         for row in rows
     )
+    tested, options = os.path.basename(scores['checkpoint']), scores.get('options') or ()
+    command = shlex.join(
+        ['ssnet_mm', 'test', config, tested, '--report', 'DIR', *map(str, options)]
+    )
     found = f'Found badly: {", ".join(weak)}. ' if weak else ''
     return f"""# {file.stem}
 The network of `{config}` (ssnet_mm {__version__}), {parameters:,} parameters,
@@ -74,7 +85,7 @@ labels = Segmenter('{file.name}')('photo.jpg')  # (height, width), class numbers
 
 ## Scores
 {scores['images']} images, mIoU {scores['mIoU']:.1f}%, pixels right {scores['aAcc']:.1f}%, by
-`ssnet_mm test {config} {os.path.basename(scores['checkpoint'])} --report DIR`:
+`{command}`:
 
 | class | IoU, % | boundary IoU, % | pixels |
 |---|---|---|---|

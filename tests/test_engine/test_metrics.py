@@ -231,10 +231,14 @@ def test_a_report_of_data_elsewhere(tool, tiny_config, tiny_data, tmp_path):
 
 
 def test_a_report_beside_results_and_augmentation(tool, tiny_config, tmp_path):
-    config, checkpoint = _trained(tiny_config, tmp_path, 'test_evaluator = [val_evaluator]')
+    own = f"dict(type='ReportMetric', report_dir={str(tmp_path / 'own')!r}, boundary_ratio=0.1)"
+    config, checkpoint = _trained(tiny_config, tmp_path, f'test_evaluator = [val_evaluator, {own}]')
     out = ['--out', str(tmp_path / 'out'), '--report', str(tmp_path / 'report'), '--tta']
     tool('test').main([config, checkpoint, '--work-dir', str(tmp_path / 'work'), *out])
-    confusion = np.array(json.loads((tmp_path / 'report' / 'report.json').read_text())['confusion'])
+    report = json.loads((tmp_path / 'report' / 'report.json').read_text())
+    assert report['boundary_ratio'] == 0.1 and not (tmp_path / 'own').exists()
+    assert report['options'] == ['--tta'] and len(report['sha256']) == 64
+    confusion = np.array(report['confusion'])
     written = np.stack([np.array(Image.open(p)) for p in (tmp_path / 'out').iterdir()])
     assert confusion.sum() < written.size and len(written) == 4
 

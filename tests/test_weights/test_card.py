@@ -69,6 +69,23 @@ def test_the_card_tells_scores_limits_and_licence(trained, tmp_path):
     assert not (tmp_path / 'slim.pth').exists()
 
 
+def test_the_card_tells_how_its_scores_came_about(trained, tmp_path):
+    checkpoint, report = trained
+    file = tmp_path / 'report.json'
+    scores = json.loads(report.read_text())
+    scores['sha256'] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    scores['options'] = ['--tta', '--cfg-options', 'data_root=my data']
+    file.write_text(json.dumps(scores))
+    convert_weights(checkpoint, tmp_path / 'a.pth', cfg=load_config(NAME), scores=file)
+    command = (
+        f"`ssnet_mm test {NAME} iter_9.pth --report DIR --tta --cfg-options 'data_root=my data'`"
+    )
+    assert command in (tmp_path / 'a.md').read_text()
+    file.write_text(json.dumps(dict(scores, sha256='0')))
+    with pytest.raises(UserError, match='another .*iter_9.pth, which was written anew since; test'):
+        convert_weights(checkpoint, tmp_path / 'b.pth', cfg=load_config(NAME), scores=file)
+
+
 def test_a_card_of_another_checkpoints_scores_is_refused(trained, tmp_path):
     checkpoint, report = trained
     other = tmp_path / 'other.pth'

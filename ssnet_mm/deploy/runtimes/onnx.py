@@ -15,9 +15,10 @@ from typing import Any
 from ssnet_mm.deploy.images import Pixels
 from ssnet_mm.deploy.processor import KEY, Processor
 from ssnet_mm.errors import UserError, first_line, quiet, require
+from ssnet_mm.files import digest
 
 from .onnx_file import beside, check_onnx
-from .session import Session, check_precision, check_weights, digest
+from .session import Session, check_precision, check_weights
 
 OPSET = 17
 _FOLDED_AT_MOST = 64 << 20  # bytes of a constant that is computed while loading

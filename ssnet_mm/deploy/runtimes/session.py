@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from ssnet_mm.deploy.images import Maps, Pixels, read_image, to_rgb
 from ssnet_mm.deploy.processor import Processor, Scale, empty_maps, rescaled, resize_labels
 from ssnet_mm.deploy.tiling import Tiling, Window, label_tiles
 from ssnet_mm.errors import UserError
+from ssnet_mm.files import digest
 
 # What a file that gives labels has in their place where its logits were not finite; none of up to
 # 255 classes has it.
@@ -136,15 +136,6 @@ def not_finite() -> UserError:
         'the network gives NaN or infinity; its weights are damaged, or its precision is too low '
         'for this image: run float32'
     )
-
-
-def digest(path: Path) -> str:
-    """What tells the content of a file from any other."""
-    found = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while part := file.read(1 << 20):
-            found.update(part)
-    return found.hexdigest()
 
 
 def check_weights(path: Path, weights: Path, expected: str) -> None:
