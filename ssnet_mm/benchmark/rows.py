@@ -146,9 +146,10 @@ def plan(
             f'checkpoints must be one file a config: got {len(checkpoints)} for {len(configs)}'
         )
     weights: Sequence[str | None] = checkpoints or [None] * len(configs)
+    names = [Path(config).stem for config in configs]  # files of one name lie in several folders
     marks = [
-        f' #{configs[:i].count(config) + 1}' if configs.count(config) > 1 else ''
-        for i, config in enumerate(configs)
+        f' #{names[:i].count(name) + 1}' if names.count(name) > 1 else ''
+        for i, name in enumerate(names)
     ]
     return [
         Row(config, runtime, precision, checkpoint, training, mark)

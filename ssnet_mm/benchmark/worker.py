@@ -142,6 +142,8 @@ class Predictor:
             self.folder = tempfile.TemporaryDirectory()
             self.photo = Path(self.folder.name, 'photo.jpg')
             Image.fromarray(_noise(PHOTO, 0)).save(self.photo)
+        elif settings.end_to_end:
+            self.measures_memory = False  # the network's alone, beside rows that take photos too
         for _ in range(WARMUP):
             self.turn()
         if row.runtime != 'torch' and self.device.type == 'cpu':  # as tools/predict.py does

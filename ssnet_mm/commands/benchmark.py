@@ -71,6 +71,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError('--train takes --precision fp32, fp16 and bf16')
     if args.layers and args.chart:
         raise UserError('--layers draws no chart')
+    if args.layers and args.end_to_end:
+        raise UserError('--layers times the network alone; leave --end-to-end out')
     if args.chart:
         check_png(args.chart)
 

@@ -243,6 +243,16 @@ def test_a_predictor_segments_as_the_model_does(tiny_config):
         torch.testing.assert_close(predictor.run(predictor.prepare(image)), logits)
 
 
+def test_memory_is_not_told_of_rows_without_the_way_that_others_go(tiny_config):
+    config, told = tiny_config(), []
+    for precision in ('fp32', 'fp16'):
+        predictor = Predictor(
+            Row(config, precision=precision), Settings((8, 8), 1, end_to_end=True)
+        )
+        told.append((predictor.segmenter is None, predictor.facts()['peak_mib'] is None))
+    assert told == [(False, False), (True, True)]
+
+
 def test_the_way_from_a_jpeg_goes_through_the_test_pipeline(tiny_config, tmp_path):
     resize = 'test_pipeline[1:1] = [dict(type="Resize", scale=(24, 20), keep_ratio=True)]'
     config = tiny_config(resize)
@@ -443,6 +453,7 @@ def test_bad_input_is_one_line(main, tiny_config, tmp_path):
         assert 'Traceback' not in err
     for args, message in [
         ([config, '--train', '--backends', 'fused'], '--train goes without'),
+        ([config, '--layers', '--end-to-end'], '--layers times the network alone; leave'),
         ([config, '--train', '--precision', 'int8'], 'fp32, fp16 and bf16'),
         ([config, '--backends', 'abacus'], 'invalid choice'),
         ([config, '--chart', 'a.pdf'], 'cannot write a.pdf: the name must end in .png'),

@@ -95,6 +95,8 @@ def test_a_chart_has_a_bar_for_each_row():
 def test_a_config_that_comes_twice_has_numbered_rows():
     rows = plan(['a.py', 'b.py', 'a.py'], checkpoints=['x.pth', 'y.pth', 'z.pth'])
     assert [row.name for row in rows] == ['a #1', 'b', 'a #2']
+    alike = plan(['fit_a/config.py', 'b.py', 'fit_b/config.py'], ('torch', 'fused'))
+    assert [row.name for row in alike[::2]] == ['config #1', 'b', 'config #2']
     assert [Result(row, Settings()).to_dict()['checkpoint'] for row in rows] == [
         'x.pth', 'y.pth', 'z.pth',
     ]  # fmt: skip
