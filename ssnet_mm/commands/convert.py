@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ssnet_mm.commands.arguments import add_options, load_config
+from ssnet_mm.files import named_file
 
 # the keys of SOURCES and INPUTS of ssnet_mm.weights, which takes seconds to import
 SOURCES = (
@@ -21,7 +22,10 @@ INPUTS = ('imagenet', 'caffe', 'ssnet', 'unit')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('file', metavar='FILE', help='file of weights, of any known format')
+    parser.add_argument(
+        'file', metavar='FILE', type=named_file,
+        help='file of weights, of any known format, or one that names it, as WORK_DIR/best',
+    )  # fmt: skip
     parser.add_argument('dest', metavar='DEST', help='checkpoint to write: .pth or .safetensors')
     parser.add_argument(
         '--from',

@@ -23,6 +23,9 @@ def test_the_tool_prints_an_account_and_writes_what_test_and_predict_take(
     printed = capsys.readouterr().out.splitlines()
     if 'the data_preprocessor gives' in printed[0]:  # once a process, by whoever logs first
         del printed[0]
+    (tmp_path / 'best').write_text(f'{path.name}\n')  # as a work directory names its best
+    tool('convert_weights').main([str(tmp_path / 'best'), str(tmp_path / 'again.pth')])
+    assert (tmp_path / 'again.pth').is_file()
     assert printed[0] == "torchvision's vgg16_bn" and printed[-1] == f'{dest}: written'
     assert sum(line.startswith('  used  ') for line in printed) == 95
     assert any(line.startswith('  left  classifier.6.bias: ') for line in printed)
