@@ -132,7 +132,7 @@ def report_scores(cfg: Config, folder: str, checkpoint: str, options: Sequence[s
     """
     given = cfg.test_evaluator
     evaluators = list(given) if isinstance(given, (list, tuple)) else [given]
-    own = next((e for e in evaluators if e.get('type') == 'ReportMetric'), {})
+    own: Mapping = next((e for e in evaluators if e.get('type') == 'ReportMetric'), {})
     evaluators = [e for e in evaluators if e is not own]
     ignored = [e['ignore_index'] for e in evaluators if e.get('ignore_index') is not None]
     data = [
