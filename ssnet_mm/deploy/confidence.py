@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssnet_mm.deploy.model import scored_data
+from ssnet_mm.deploy.network import threshold_of
 from ssnet_mm.errors import UserError
 
 _PIXELS = 500_000  # taken of all images together
@@ -82,11 +83,11 @@ def calibrate(model: Any, loader: str = 'val') -> Calibrated:
         raise UserError('the network gives NaN or infinity, which have no temperature')
     fitted = np.concatenate(logits[::2]), np.concatenate(labels[::2])
     tried = np.concatenate(logits[1::2]), np.concatenate(labels[1::2])
-    temperature = fit_temperature(*fitted)
+    temperature, threshold = fit_temperature(*fitted), threshold_of(model)
     return Calibrated(
         temperature,
-        calibration_error(*tried),
-        calibration_error(*tried, temperature),
+        calibration_error(*tried, threshold=threshold),
+        calibration_error(*tried, temperature, threshold),
         len(logits),
         sum(map(len, labels)),
     )
@@ -117,16 +118,24 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
 
 
 def calibration_error(
-    logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float = 1.0
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    temperature: float = 1.0,
+    threshold: float | None = None,
 ) -> float:
     """Expected calibration error: how far probabilities are from shares of right pixels.
 
     Pixels (N, C) are put into bins by the probability of the class taken; of each the difference of
-    its mean and of the share that is right counts as much as the bin has pixels.
+    its mean and of the share that is right counts as much as the bin has pixels. With a threshold
+    the second of two classes is taken where it is likelier than that, without the temperature.
     """
+    taken = logits.argmax(1)
+    if threshold is not None:
+        border = np.log(threshold) - np.log1p(-threshold)
+        taken = (logits[:, 1] - logits[:, 0] > border).astype(np.int64)
     shares = np.exp((logits - logits.max(1, keepdims=True)) / np.float32(temperature))
-    sure = 1 / shares.sum(1)
-    right = logits.argmax(1) == labels
+    sure = np.take_along_axis(shares, taken[:, None], 1)[:, 0] / shares.sum(1)
+    right = taken == labels
     bins = np.minimum((sure * _BINS).astype(np.int64), _BINS - 1)
     gaps = np.bincount(bins, weights=sure - right, minlength=_BINS)
     return float(np.abs(gaps).sum() / len(labels))

@@ -27,6 +27,12 @@ def last_head(model: Any) -> Any:
     return head[-1] if isinstance(head, nn.ModuleList) else head
 
 
+def threshold_of(model: Any) -> float | None:
+    """Above what a single logit's sigmoid means class 1; None of heads with more channels."""
+    head = last_head(model)
+    return head.threshold if head.out_channels == 1 else None
+
+
 def named_classes(
     model: Any,
 ) -> tuple[int, tuple[str, ...], tuple[tuple[int, int, int], ...]]:
@@ -123,7 +129,7 @@ def make_processor(
             'export without --end-to-end'
         )
     normalises = preprocessor._enable_normalize
-    threshold = head.threshold if head.out_channels == 1 else None
+    threshold = threshold_of(model)
     if threshold is not None and not 0 < threshold < 1:
         raise UserError(
             f'every pixel gets the same label with model.decode_head.threshold={threshold}; set '

@@ -61,6 +61,14 @@ def test_the_calibration_error_is_the_gap_in_each_bin():
     assert calibration_error(logits, labels) == pytest.approx((0.4 + 0.4) / 2)
 
 
+def test_the_calibration_error_is_of_the_class_that_a_threshold_takes():
+    # both are taken for class 1, at 0.35 and 0.65; at a half, 0.65 of either class are one bin
+    logits = np.log(np.array([[0.65, 0.35], [0.35, 0.65]], np.float32))
+    labels = np.array([1, 1])
+    assert calibration_error(logits, labels, threshold=0.3) == pytest.approx((0.65 + 0.35) / 2)
+    assert calibration_error(logits, labels) == pytest.approx(0.3 / 2)
+
+
 def test_probabilities_of_a_single_logit_are_of_the_class_taken():
     logits = np.array([[[-3.0, 0.0], [0.5, 3.0]]], np.float32)
     labels, scores = decide(logits, 2, 0.6, temperature=2)

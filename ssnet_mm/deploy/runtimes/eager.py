@@ -18,7 +18,7 @@ from PIL import Image
 from ssnet_mm.deploy.fusion import fuse as fuse_layers
 from ssnet_mm.deploy.images import Maps, Pixels, check_mode, label_type, to_rgb
 from ssnet_mm.deploy.model import check_device, load_model
-from ssnet_mm.deploy.network import kind_of, last_head, named_classes, pipeline_of
+from ssnet_mm.deploy.network import kind_of, named_classes, pipeline_of, threshold_of
 from ssnet_mm.deploy.precision import pack_weights, run_in_bfloat16
 from ssnet_mm.deploy.processor import Scale, decide, empty_maps, rescaled
 from ssnet_mm.deploy.tiling import Tiling, Window, label_tiles
@@ -163,9 +163,7 @@ class TorchSession:
                 raise not_finite()
             return logits
 
-        head = last_head(self.model)
-
-        threshold = head.threshold if head.out_channels == 1 else None
+        threshold = threshold_of(self.model)
 
         def decided(logits: Any) -> Maps:
             return decide(logits, self.num_classes, threshold, 1 if scores else None)
