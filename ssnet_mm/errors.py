@@ -75,15 +75,16 @@ def require(module: str, package: str, purpose: str) -> Any:
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     """Decorate a tool's main(): a UserError becomes ``<prog>: error: <message>`` and exit code 2.
 
-    ``Stopped`` becomes its line and its code, and Ctrl-C one line and 130. Any other exception is a
-    defect, and keeps its traceback. With ``SSNET_MM_TRACEBACK=1`` in the
-    environment a UserError does, too.
+    What the system refuses, to read or write a place, becomes a UserError; ``Stopped`` becomes its
+    line and its code, and Ctrl-C one line and 130. Any other exception is a defect, and keeps its
+    traceback. With ``SSNET_MM_TRACEBACK=1`` in the environment a UserError does, too.
     """
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return main(*args, **kwargs)
+            with _refusals():
+                return main(*args, **kwargs)
         except UserError as error:
             if os.environ.get('SSNET_MM_TRACEBACK') == '1':
                 raise
@@ -99,6 +100,24 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
             sys.exit(130)
 
     return wrapper
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what the system refuses into a UserError: folders vanish and lock, disks fill.
+
+    What is told of best, where it is met, is told there. Between processes an error is a defect,
+    and what libraries raise for other reasons has no number.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, ConnectionError):
+            raise
+        place = '' if error.filename is None else f'{error.filename}: '
+        raise UserError(
+            f'{place}{error.strerror}; see that it is there, may be used, and has space'
+        ) from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from helpers.export_formats import need
@@ -143,6 +144,30 @@ def test_names_that_are_no_text_are_printed():
     )
     done = in_process(code, '/bin/ssnet_mm', PYTHONUTF8='1')
     assert done.stdout.splitlines()[0] == 'caf\\udce9', done.stderr
+
+
+@pytest.mark.parametrize(
+    ('error', 'told'),
+    [
+        (PermissionError(13, 'Permission denied', 'run/a.json'), 'run/a.json: Permission denied; '),
+        (OSError(28, 'No space left on device'), 'ssnet_mm: error: No space left on device; see '),
+        (FileNotFoundError(2, 'No usable temporary directory found'), 'No usable temporary'),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, told):
+    monkeypatch.setattr(sys, 'argv', ['ssnet_mm'])
+    monkeypatch.setattr('ssnet_mm.commands._run', mock.Mock(side_effect=error))
+    with pytest.raises(SystemExit, match='^2$'):
+        main(['plot'])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line and line.endswith('see that it is there, may be used, and has space')
+
+
+@pytest.mark.parametrize('error', [OSError('libcudnn.so is not there'), BrokenPipeError(32, 'pipe')])
+def test_what_is_no_place_that_the_system_refuses_keeps_its_traceback(monkeypatch, error):
+    monkeypatch.setattr('ssnet_mm.commands._run', mock.Mock(side_effect=error))
+    with pytest.raises(type(error), match='libcudnn|pipe'):
+        main(['plot'])
 
 
 def test_a_module_runs_as_the_command():
