@@ -1,4 +1,5 @@
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,58 @@ def test_a_training_goes_on_unread_and_other_commands_end(tmp_path, command, cod
     assert (tmp_path / 'done').exists() == done
 
 
+FULL = """
+import sys, types
+sys.argv[0] = '/bin/ssnet_mm'
+from ssnet_mm import commands
+def work(args):
+    print('a')
+    sys.exit(1)
+commands.import_module = lambda name: types.SimpleNamespace(
+    add_arguments=lambda parser: None, main=work)
+commands.load_toolbox = lambda: None
+commands.main([sys.argv[1]])
+"""
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full here')
+@pytest.mark.parametrize(
+    ('command', 'code', 'told'),
+    [
+        ('train', 1, 'WARNING: {}; this goes on without it'),
+        ('check', 2, 'ssnet_mm: error: {}; print it elsewhere'),
+    ],
+)
+def test_a_full_disk_below_what_is_printed_is_told(command, code, told):
+    argv = [sys.executable, '-c', FULL, command]
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run(argv, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    message = "what is printed can't be written: No space left on device"
+    assert (done.returncode, done.stderr.splitlines()) == (code, [told.format(message)])
+
+
+CLOSED = """
+import os, sys, types
+sys.argv = ['/bin/ssnet_mm']
+from ssnet_mm import commands
+def work(args):
+    print('a')
+    sys.stdout.write('b')
+    assert not list(sys.stdin) and os.open(sys.executable, os.O_RDONLY) > 2
+commands.import_module = lambda name: types.SimpleNamespace(
+    add_arguments=lambda parser: None, main=work)
+commands.main(['plot'])
+"""
+
+
+def test_streams_that_are_closed_from_the_start_are_there():
+    shell = f'exec {shlex.join([sys.executable, "-c", CLOSED])} <&- >&-'
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(['sh', '-c', shell], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+
+
 def test_help_that_nobody_reads_is_no_error():
     code = 'import sys; sys.argv = ["ssnet_mm"]; from ssnet_mm.commands import main'
     argv = [sys.executable, '-c', f'{code}; main(["--help"])']
@@ -163,7 +216,9 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error, told):
     assert told in line and line.endswith('see that it is there, may be used, and has space')
 
 
-@pytest.mark.parametrize('error', [OSError('libcudnn.so is not there'), BrokenPipeError(32, 'pipe')])
+@pytest.mark.parametrize(
+    'error', [OSError('libcudnn.so is not there'), BrokenPipeError(32, 'pipe')]
+)
 def test_what_is_no_place_that_the_system_refuses_keeps_its_traceback(monkeypatch, error):
     monkeypatch.setattr('ssnet_mm.commands._run', mock.Mock(side_effect=error))
     with pytest.raises(type(error), match='libcudnn|pipe'):
