@@ -84,12 +84,18 @@ def restore_history(checkpoint: dict[str, Any]) -> None:
             )
 
 
-def keep_own_files(checkpoint: dict[str, Any], place: Place) -> None:
+def keep_own_files(checkpoint: dict[str, Any], place: Place) -> list[str]:
     """Have a checkpoint name files of this run alone, in place.
 
     mmengine removes the best checkpoint that a resumed one names, wherever it lies: a copied run
-    would remove the original's, and a hostile file any.
+    would remove the original's, and a hostile file any. The score of a best checkpoint that is not
+    there is forgotten, or a run that never reaches it again would have none; what is resumed is
+    validated anew.
+
+    Returns:
+        A note for each of these.
     """
+    notes = []
     info = checkpoint.get('message_hub', {}).get('runtime_info', {})
     for key in [k for k in info if k.startswith(('best_ckpt', 'last_ckpt'))]:
         own = os.path.join(place.folder, os.path.basename(str(info[key])))
@@ -98,9 +104,18 @@ def keep_own_files(checkpoint: dict[str, Any], place: Place) -> None:
         ) and os.path.isfile(own):
             info[key] = own
         else:
+            score = key.replace('best_ckpt', 'best_score')
+            if score != key and score in info and not place.remote:
+                notes.append(
+                    f'{os.path.basename(own)}, the best checkpoint until now, is not in '
+                    f'{place.folder}; its score is not compared with those to come'
+                )
+                for stale in (score, 'iter_validated'):
+                    _forget(checkpoint, stale)
             _forget(checkpoint, key)
     if 'keep_ckpt_ids' in info:
         info['keep_ckpt_ids'] = [i for i in info['keep_ckpt_ids'] if type(i) is int]
+    return notes
 
 
 def forget_best(checkpoint: dict[str, Any], cfg: Config) -> list[str]:
@@ -176,9 +191,9 @@ class PlainCheckpointHook(Hook):
         restore_history(checkpoint)
         # a field of old versions, which resuming would run as Python to compare numbers of GPUs
         checkpoint.get('meta', {}).pop('config', None)
-        keep_own_files(checkpoint, Place.of(runner.work_dir, runner.cfg))
+        notes = keep_own_files(checkpoint, Place.of(runner.work_dir, runner.cfg))
         if runner._resume:
-            for note in forget_best(checkpoint, runner.cfg):
+            for note in notes + forget_best(checkpoint, runner.cfg):
                 runner.logger.warning(note)
         if self.strict:
             source = runner._load_from or 'the checkpoint'

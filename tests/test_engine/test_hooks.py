@@ -330,6 +330,28 @@ def test_a_best_score_counts_as_long_as_it_can_be_compared(tiny_config, changes,
     assert info == {**(best if note is None else {}), **(counts if left else {})}
 
 
+@pytest.mark.parametrize('length', [2, 3])  # nothing is left to train, or one iteration
+def test_a_run_without_its_best_checkpoint_has_one_again(tiny_config, tmp_path, capfd, length):
+    config = tiny_config("""
+train_cfg.update(val_interval=1)
+default_hooks['checkpoint'].update(save_best='mIoU', interval=1)
+""")
+    train(config, tmp_path / 'first')
+    path, copy = tmp_path / 'copy' / 'iter_2.pth', tmp_path / 'copy'
+    copy.mkdir()
+    checkpoint = torch.load(tmp_path / 'first' / 'iter_2.pth', weights_only=True)
+    checkpoint['message_hub']['runtime_info']['best_score'] = 99.0
+    torch.save(checkpoint, path)
+    capfd.readouterr()
+    train(config, copy, resume=True, train_cfg__max_iters=length)
+    note = f'{copy}; its score is not compared with those to come'
+    assert capfd.readouterr().out.count(note) == 1
+    best = (copy / 'best').read_text().strip()
+    assert best in ('best_mIoU_iter_2.pth', f'best_mIoU_iter_{length}.pth')
+    assert (copy / best).is_file()
+    assert list((tmp_path / 'first').glob('best_mIoU_*.pth'))
+
+
 def test_a_best_score_of_another_kind_is_no_yardstick(tiny_config, tmp_path, tool, capsys):
     for key, more in (('aAcc', []), ('mIoU', ['--resume', '--skip-data-check'])):
         config = tiny_config(f"""
