@@ -75,7 +75,8 @@ def prepare(
     """
     settings = settings or Settings()
     val = read_val(settings.val) if settings.val else None
-    _check_apart(source, dest)
+    for given in filter(None, (source, settings.masks)):
+        _check_apart(given, dest)
     destination = Destination(dest)
     before = destination.record
     folder = Folder(source, settings.masks)

@@ -316,6 +316,13 @@ def test_folders_that_hold_other_things_are_left_alone(source, run, tmp_path, fi
     assert contents(tmp_path) == before
 
 
+def test_a_folder_among_the_masks_is_refused(source, run):
+    folder = source(some(2))
+    with pytest.raises(UserError, match='masks lie in one another; name a folder elsewhere'):
+        run(folder / 'images', 'source/masks/prepared', masks=folder / 'masks')
+    assert not (folder / 'masks' / 'prepared').exists()
+
+
 def test_the_tool_tells_what_was_left_out_and_that_by_its_exit_code(source, tool, capsys, tmp_path):
     folder = source({**some(3), 'images/alone.jpg': photo(9)})
     with pytest.raises(SystemExit, match='^1$'):
