@@ -64,6 +64,8 @@ def predict_video(
     for path in (source, os.fspath(target)):
         if not _is_text(path):
             raise UserError(f'{path!r}: OpenCV opens no name that is not UTF-8; rename it')
+    if os.path.isdir(target):
+        raise UserError(f'{target} is a folder; move it, or choose another folder')
     if target.resolve() == Path(source).resolve():
         raise UserError(f'{out_dir} would overwrite the video; choose another folder')
     capture = cv2.VideoCapture(int(source) if camera else source)

@@ -239,6 +239,13 @@ def test_output_below_a_file_is_told(red, video, pictures):
         predict.predict_video(red, video, pictures / 'a.png' / 'out')
 
 
+def test_a_folder_of_the_videos_name_is_told_before_any_work(red, video, tmp_path, monkeypatch):
+    (tmp_path / 'out' / 'walk.mp4').mkdir(parents=True)
+    monkeypatch.setattr(cv2, 'VideoCapture', None)
+    with pytest.raises(UserError, match='out/walk.mp4 is a folder; move it'):
+        predict.predict_video(red, video, tmp_path / 'out')
+
+
 def test_the_codec_is_h264_or_browsers_are_spoken_of(red, video, tmp_path, codec, capsys):
     _, file = predict.predict_video(red, video, tmp_path / 'out')
     code = int(cv2.VideoCapture(str(file)).get(cv2.CAP_PROP_FOURCC)).to_bytes(4, 'little')
