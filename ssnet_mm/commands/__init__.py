@@ -88,7 +88,8 @@ def parser_of(command: str, prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def _run(command: str, argv: Sequence[str] | None, prog: str | None = None) -> None:
-    args = parser_of(command, prog).parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser_of(command, prog).parse_args([_at_home(word) for word in words])
     module = import_module(COMMANDS[command].module)
     if hasattr(module, 'check_arguments'):
         module.check_arguments(args)
@@ -96,6 +97,12 @@ def _run(command: str, argv: Sequence[str] | None, prog: str | None = None) -> N
     if COMMANDS[command].toolbox:
         load_toolbox()
     module.main(args)
+
+
+def _at_home(word: str) -> str:
+    """An argument as ``--out=~/x`` with the home folder: shells leave it, and ./~ would be made."""
+    option, _, value = word.partition('=')
+    return f'{option}={os.path.expanduser(value)}' if word.startswith('--') and value else word
 
 
 def load_toolbox() -> None:

@@ -225,6 +225,16 @@ def test_what_is_no_place_that_the_system_refuses_keeps_its_traceback(monkeypatc
         main(['plot'])
 
 
+def test_the_home_folder_is_meant_behind_an_option_too(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setattr(sys, 'argv', ['ssnet_mm'])
+    draw = mock.Mock()
+    monkeypatch.setattr('ssnet_mm.commands.plot.main', draw)
+    main(['plot', 'run=~', '--out=~/a=~.png'])
+    (args,) = draw.call_args.args
+    assert (args.runs, args.out) == (['run=~'], f'{tmp_path}/a=~.png')
+
+
 def test_a_module_runs_as_the_command():
     done = subprocess.run(
         [sys.executable, '-X', 'importtime', '-m', 'ssnet_mm', 'train', 'a', '--cfg-options', 'b'],
