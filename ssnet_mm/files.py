@@ -148,6 +148,11 @@ def named_file(path: str) -> str:
     return next((found for found in (beside, name) if name and os.path.isfile(found)), path)
 
 
+def printable(name: str) -> str:
+    """A name as text, where it may hold bytes that are none: ``caf\\udce9``."""
+    return name.encode(errors='backslashreplace').decode()
+
+
 def name_in(path: str) -> str:
     """The name that a small text file holds; empty if it is no such file."""
     try:

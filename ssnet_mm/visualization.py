@@ -27,7 +27,7 @@ from ssnet_mm.engine.data import check_data
 from ssnet_mm.engine.painting import read_as_loaded
 from ssnet_mm.engine.samples import check_truth
 from ssnet_mm.errors import UserError
-from ssnet_mm.files import write_result
+from ssnet_mm.files import printable, write_result
 
 COLUMNS = ('image', 'truth', 'prediction')
 VOID = (224, 224, 192)  # VOC's own colour for what is not scored
@@ -127,8 +127,8 @@ def draw_figure(
     figure.set_figheight(height / DPI)
 
     ax = figure.add_axes((0, 0, 1, 1))  # its coordinates are pixels from the upper left corner
-    ax.text(MARGIN, 34, title, size=21)
-    ax.text(MARGIN, 56, note, color=PALE)
+    ax.text(MARGIN, 34, printable(title), size=21)
+    ax.text(MARGIN, 56, printable(note), color=PALE)
     for i, (sample, (w, h)) in enumerate(zip(samples, sizes)):
         row, group = divmod(i, groups)
         y = HEADING + sum(heights[:row])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -215,4 +216,5 @@ class BestHook(Hook):
         else:
             tell(runner.logger, 'no checkpoint was saved; default_hooks.checkpoint says when')
             return
-        tell(runner.logger, f'next: ssnet_mm test {runner.cfg.filename} {found}')
+        words = shlex.join([str(runner.cfg.filename), found])
+        tell(runner.logger, f'next: ssnet_mm test {words}')

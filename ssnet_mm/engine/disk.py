@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
 
 from ssnet_mm.errors import UserError
-from ssnet_mm.files import atomic_write
+from ssnet_mm.files import atomic_write, printable
 
 
 def is_full(error: BaseException) -> bool:
@@ -47,10 +47,11 @@ def full_disk(work_dir: str, then: str) -> Iterator[None]:
 
 
 def raise_unwritten(logger: logging.Logger) -> None:
-    """Have a logger raise where it can't write its files."""
+    """Have a logger raise where it can't write its files, and not where a name is no text."""
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handleError = _reraise  # type: ignore[method-assign]
+            handler.addFilter(_as_text)
 
 
 def write_whole(runner: Runner) -> None:
@@ -63,6 +64,11 @@ def write_whole(runner: Runner) -> None:
     for backend in runner.visualizer._vis_backends.values():
         if type(backend) is LocalVisBackend:
             backend.add_image = functools.partial(_write_image, backend)
+
+
+def _as_text(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 def _reraise(record: logging.LogRecord) -> None:

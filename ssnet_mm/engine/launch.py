@@ -48,7 +48,7 @@ from ssnet_mm.engine.repeatable import (
 from ssnet_mm.engine.samples import check_samples
 from ssnet_mm.engine.stopping import StopHook, StopSignals, start_worker
 from ssnet_mm.errors import Stopped, UserError
-from ssnet_mm.files import digest, make_folder, sweep_temporary
+from ssnet_mm.files import digest, make_folder, printable, sweep_temporary
 from ssnet_mm.malloc import keep_freed_memory
 
 
@@ -209,7 +209,14 @@ def _lock(file: IO, work_dir: str) -> bool:
 
 
 def check_work_dir(cfg: Config) -> None:
-    """UserError where another training is going on in a work dir, or has left its checkpoints."""
+    """UserError where another training is going on in a work dir, or has left its checkpoints.
+
+    Or where its name is no text, as which mmengine notes the last checkpoint.
+    """
+    if printable(os.path.abspath(cfg.work_dir)) != os.path.abspath(cfg.work_dir):
+        raise UserError(
+            f'the name of work_dir {cfg.work_dir} is no text (UTF-8); choose another --work-dir'
+        )
     lock = os.path.join(cfg.work_dir, '.lock')
     if is_first_process(cfg) and os.path.isfile(lock):
         with config_errors(f'work_dir {cfg.work_dir}'), open(lock, 'a') as file:

@@ -27,7 +27,7 @@ from ssnet_mm.engine import launch
 from ssnet_mm.engine.checkpoint import newest_whole
 from ssnet_mm.engine.console import BEST
 from ssnet_mm.errors import UserError, few, quiet
-from ssnet_mm.files import make_folder, named_file, write_result
+from ssnet_mm.files import make_folder, named_file, printable, write_result
 from ssnet_mm.fit import page
 from ssnet_mm.fit.config_text import NETS, config_text
 from ssnet_mm.fit.plan import Plan, choose, fill, measure
@@ -172,7 +172,7 @@ def fit(task: Fit) -> Path:
     state.once('pictures', made_of, lambda: _pictures(task, checkpoint, data))
     state.once('export', made_of, lambda: _export(task, checkpoint))
     report = task.out / 'report.html'
-    write_result(report, page.render(task, state.steps, data).encode())
+    write_result(report, printable(page.render(task, state.steps, data)).encode())
     return report
 
 
@@ -227,7 +227,7 @@ def _write_config(task: Fit, data: Prepared, start: float) -> dict[str, str]:
 
     def write(path: Path, plan: Plan, amp: str) -> Config:
         text = config_text(task.config, base, data, weights, plan, amp, workers)
-        write_result(path, text.encode())
+        write_result(path, printable(text).encode())  # the folder's name need not be text
         cfg = launch.load_config(str(path))
         init_default_scope(cfg.get('default_scope') or 'mmseg')
         return cfg

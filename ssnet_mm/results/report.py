@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssnet_mm.files import write_result
+from ssnet_mm.files import printable, write_result
 from ssnet_mm.results.charts import confusion_chart
 from ssnet_mm.results.scores import Scores
 
@@ -47,7 +47,7 @@ def write_report(
     table = [[name, *counts] for name, counts in zip(scores.classes, scores.confusion.tolist())]
     content = {**about, **scores.to_dict()}
     files = {
-        'confusion.png': confusion_chart(scores, title),
+        'confusion.png': confusion_chart(scores, printable(title)),
         'confusion.csv': _csv(['truth \\ predicted', *predicted], table),
         'classes.csv': _csv(list(rows[0]), (row.values() for row in rows)),
         'report.json': json.dumps(content, indent=1, allow_nan=False).encode() + b'\n',

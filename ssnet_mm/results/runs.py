@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ssnet_mm.errors import UserError
+from ssnet_mm.files import printable
 from ssnet_mm.limits import parse_json
 
 Curve = list[tuple[int, float]]  # steps and values
@@ -78,8 +79,8 @@ def _name(path: Path) -> str:
     """Of a work directory, or of a log: by its own name, unless the toolbox gave it that."""
     path = Path(os.path.abspath(path))
     if path.is_dir():
-        return path.name
-    return path.parents[2].name if path.name == 'scalars.json' else path.stem
+        return printable(path.name)
+    return printable(path.parents[2].name if path.name == 'scalars.json' else path.stem)
 
 
 def _entries(log: Path) -> Iterator[dict[str, Any]]:

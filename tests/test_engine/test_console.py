@@ -11,6 +11,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import VISBACKENDS
 
 from ssnet_mm.engine import launch
+from ssnet_mm.engine.checkpoint import read_checkpoint
 from ssnet_mm.engine.console import BEST, _weights, quieten, tell
 from ssnet_mm.errors import UserError
 from ssnet_mm.files import named_file
@@ -32,7 +33,7 @@ def test_the_weights_that_a_training_starts_from_are_told(model, told):
 
 
 def test_a_training_says_ten_lines_then_its_progress(tool, tiny_config, tmp_path, capsys):
-    config, work = tiny_config(BEST_KEPT), tmp_path / 'work'
+    config, work = tiny_config(BEST_KEPT), tmp_path / 'my work'
     tool('train').main([config, '--work-dir', str(work)])
     lines = capsys.readouterr().out.splitlines()
     notes = [line for line in lines if line.startswith('WARNING: ')]  # of the data
@@ -54,7 +55,7 @@ def test_a_training_says_ten_lines_then_its_progress(tool, tiny_config, tmp_path
     assert any(re.match(r'Iter\(val\) \[4/4\] .*mIoU: ', line) for line in progress)
     best = 'best_mIoU_iter_2.pth'
     assert re.match(rf'best checkpoint: .*work/{best}, \d', progress[-2])
-    assert progress[-1] == f'next: ssnet_mm test {config} {work / BEST}'
+    assert progress[-1] == f"next: ssnet_mm test {config} '{work / BEST}'"
     assert len(lines) < 20
     whole = log.read_text()
     assert 'System environment' in whole and 'optim_wrapper = ' in whole
@@ -117,6 +118,21 @@ def test_a_training_starts_from_the_best_checkpoint_of_another(tiny_config, tmp_
     for name, weight in best.items():
         if name.startswith('backbone.') and name.endswith('weight'):
             assert torch.equal(after[name], weight), name
+
+
+def test_names_that_are_no_text_are_logged_and_loaded(tmp_path):
+    logger = logging.Logger('names')
+    logger.addHandler(logging.FileHandler(tmp_path / 'log', encoding='utf-8'))
+    quieten(logger, 'train')
+    logger.info('caf\udce9.jpg')
+    assert (tmp_path / 'log').read_text() == 'caf\\udce9.jpg\n'
+    path = tmp_path / 'caf\udce9.pth'
+    torch.save(dict(state_dict=dict(a=torch.ones(1))), path)
+    assert read_checkpoint(path)['state_dict']['a'] == 1
+    with pytest.raises(
+        UserError, match='the name of work_dir .* is no text .UTF-8.; choose another'
+    ):
+        launch.check_work_dir(Config(dict(work_dir=str(path))))
 
 
 def test_other_files_are_what_they_are(tmp_path):

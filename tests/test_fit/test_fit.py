@@ -245,6 +245,18 @@ def test_a_folder_of_other_photos_is_refused(fails, source, monkeypatch):
     assert not (source / 'out' / 'data').exists()
 
 
+def test_a_report_tells_names_that_are_no_text(tmp_path, tiny_config, monkeypatch):
+    task = Fit(tmp_path, tmp_path / 'out', Settings())
+    task.run.mkdir(parents=True)
+    Path(tiny_config()).rename(task.config)
+    for name, content in (('best', 'best_mIoU_iter_1.pth'), ('best_mIoU_iter_1.pth', 'a')):
+        (task.run / name).write_text(content)
+    monkeypatch.setattr(steps, '_prepare', lambda task, state: None)
+    monkeypatch.setattr(State, 'once', lambda *args: None)
+    monkeypatch.setattr(page, 'render', lambda *args: '<li>caf\udce9.jpg: has no mask')
+    assert steps.fit(task).read_text() == '<li>caf\\udce9.jpg: has no mask'
+
+
 def test_the_page_tells_the_weights_and_commands_that_hold(tmp_path):
     for folder in ('images', 'masks'):
         (tmp_path / 'my photos' / folder).mkdir(parents=True)

@@ -88,6 +88,12 @@ def test_the_command_draws_and_tells(tmp_path, capsys):
     assert told[-1] == f'curves: {out}' and Image.open(out).format == 'PNG'
 
 
+def test_a_name_that_is_no_text_is_drawn(tmp_path, capfd):
+    write(tmp_path / 'caf\udce9' / '1', step(1, 2.0))
+    main(['plot', str(tmp_path / 'caf\udce9'), '--out', str(tmp_path / 'c.png')])
+    assert 'caf\\udce9: 1 iterations' in capfd.readouterr().out
+
+
 def test_what_is_no_run_is_named(tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     write(tmp_path / 'nothing' / '1', dict(other=1))

@@ -100,10 +100,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _is_archive(path: str) -> bool:
+    """Whether torch can map a file: an archive, whose name is text."""
     try:
+        path.encode()
         with open(path, 'rb') as file:
             return file.read(4) == b'PK\x03\x04'
-    except OSError:
+    except (OSError, UnicodeEncodeError):
         return False  # loading tells
 
 
