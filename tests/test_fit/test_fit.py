@@ -251,8 +251,9 @@ def test_a_report_tells_names_that_are_no_text(tmp_path, tiny_config, monkeypatc
     Path(tiny_config()).rename(task.config)
     for name, content in (('best', 'best_mIoU_iter_1.pth'), ('best_mIoU_iter_1.pth', 'a')):
         (task.run / name).write_text(content)
-    monkeypatch.setattr(steps, '_prepare', lambda task, state: None)
-    monkeypatch.setattr(State, 'once', lambda *args: None)
+    prepared = dict(prepare=dict(result=dict(data='', counts={})))
+    monkeypatch.setattr(steps, '_prepare', lambda task, state: state.steps.update(prepared))
+    monkeypatch.setattr(State, 'once', lambda *args: {})
     monkeypatch.setattr(page, 'render', lambda *args: '<li>caf\udce9.jpg: has no mask')
     assert steps.fit(task).read_text() == '<li>caf\\udce9.jpg: has no mask'
 
