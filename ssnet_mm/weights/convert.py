@@ -124,10 +124,12 @@ def convert_weights(
         with named(path):
             check_finite(state, conversion.used)
     else:
-        model = build_segmentor(cfg)  # other pretrained weights that it names are not read
-        with config_errors(f'the model of {cfg.filename}'):
-            with quiet(MMLogger.get_current_instance()):  # a line a parameter
-                model.init_weights()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # what the weights do not fill starts alike each time
+            model = build_segmentor(cfg)  # other pretrained weights that it names are not read
+            with config_errors(f'the model of {cfg.filename}'):
+                with quiet(MMLogger.get_current_instance()):  # a line a parameter
+                    model.init_weights()
         loader = unlabelled_loader(cfg, model) if bn_batches else ()
         on_images = f'the model of {cfg.filename} on images of its train_dataloader'
         fits = bool(bn_batches) and takes_fitting(model.backbone, conversion, factorize)

@@ -59,7 +59,9 @@ def test_with_a_config_the_whole_net_is_written(vgg, tmp_path, tiny_config):
         'model["backbone"]["init_cfg"] = dict(type="ForeignPretrained", checkpoint="none.pth")\n'
         'model["decode_head"]["init_cfg"] = dict(type="Pretrained", checkpoint="none.pth")'
     ))  # fmt: skip
+    convert_weights(path, tmp_path / 'again.pth', cfg=cfg)
     conversion = convert_weights(path, dest, cfg=cfg)
+    assert dest.read_bytes() == (tmp_path / 'again.pth').read_bytes()  # the new layers too
     net = segmentor(num_classes=3, norm_cfg=OUR_BN)
     checkpoint = load_checkpoint(net, str(dest))  # every key
     assert checkpoint['meta']['dataset_meta']['classes'] == ('ground', 'left', 'right')
