@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -100,7 +99,7 @@ places or weathers than the data's nothing was measured. The network is not for 
 which somebody's safety depends.
 
 ## The file
-SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}, {file.stat().st_size:,} bytes
+SHA-256 {digest(file)}, {file.stat().st_size:,} bytes
 """
 
 

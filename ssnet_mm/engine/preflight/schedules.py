@@ -178,6 +178,10 @@ def check_optimizer(cfg: Config) -> None:
         )
 
 
+def _custom_keys(cfg: Config) -> dict[str, Any]:
+    return (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
+
+
 def _keys_by_name(cfg: Config, model: nn.Module) -> dict[str, str]:
     """The one of ``custom_keys`` that counts for each parameter that learns, or an empty one.
 
@@ -185,8 +189,7 @@ def _keys_by_name(cfg: Config, model: nn.Module) -> dict[str, str]:
     """
     if cfg.optim_wrapper.get('constructor') not in (None, 'DefaultOptimWrapperConstructor'):
         return {}
-    layers = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
-    ordered = sorted(sorted(layers), key=len, reverse=True)
+    ordered = sorted(sorted(_custom_keys(cfg)), key=len, reverse=True)
     return {
         name: next((key for key in ordered if key in name), '')
         for name, parameter in model.named_parameters()
@@ -196,7 +199,7 @@ def _keys_by_name(cfg: Config, model: nn.Module) -> dict[str, str]:
 
 def still_parameters(cfg: Config, model: nn.Module) -> list[str]:
     """The names of parameters that ``custom_keys`` give a rate of 0."""
-    layers = (cfg.optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
+    layers = _custom_keys(cfg)
     keys = _keys_by_name(cfg, model)
     return [name for name, key in keys.items() if key and layers[key].get('lr_mult') == 0]
 
@@ -208,7 +211,7 @@ def unmatched_layers(cfg: Config, model: nn.Module) -> list[str]:
     nothing of the shorter ones and of the multiples that hold for all biases or norm layers.
     """
     paramwise = cfg.optim_wrapper.get('paramwise_cfg') or {}
-    layers = paramwise.get('custom_keys') or {}
+    layers = _custom_keys(cfg)
     names = [name for name, _ in model.named_parameters()]
     multiples = {
         layer: [mult for mult in ('lr_mult', 'decay_mult') if part.get(mult, 1) != 1]
