@@ -7,7 +7,6 @@ import errno
 import fcntl
 import functools
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -289,13 +288,11 @@ def _run(cfg: Config, mode: str, hooks: Sequence[Hook], prepared: Prepared) -> N
         raise
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(OUT_OF_MEMORY) from error
-    except (AssertionError, KeyError, TypeError) as error:  # loops, metrics are built only here
-        unbuilt = re.search(r'is not in the \S+ registry|__init__\(\) (got|missing)', str(error))
-        # hooks assert things of their settings when they begin
-        asserted = isinstance(error, AssertionError) and runner.iter <= prepared.position[1]
-        if unbuilt or asserted:
-            raise UserError(f'config {cfg.filename}: {describe(error)}') from error
-        raise
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # loops and metrics are built only here, and hooks look at their settings when they begin
+        if runner.begun:
+            raise
+        raise UserError(f'config {cfg.filename}: {describe(error)}') from error
     barrier()  # a process that leaves early may abort the others
     _leave_processes()
 
@@ -310,6 +307,12 @@ def _runner_class(cfg: Config, mode: str, prepared: Prepared) -> type[Runner]:
     base: Any = RUNNERS.get(cfg.get('runner_type', 'Runner'))
 
     class PreparedRunner(base):
+        begun = False  # whether an iteration has
+
+        def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+            base.call_hook(self, fn_name, **kwargs)
+            self.begun |= fn_name.startswith('before') and fn_name.endswith('_iter')
+
         def build_logger(self, *args: Any, **kwargs: Any) -> Any:
             logger = base.build_logger(self, *args, **kwargs)
             quieten(logger, mode)

@@ -13,7 +13,7 @@ from mmengine.device import get_device
 from mmengine.hooks import Hook
 
 from ssnet_mm.engine import launch
-from ssnet_mm.engine.config import single_datasets
+from ssnet_mm.engine.config import build_segmentor, single_datasets
 from ssnet_mm.engine.preflight import prepare
 from ssnet_mm.errors import UserError
 
@@ -230,10 +230,25 @@ def test_more_processes_than_gpus(tiny_config, monkeypatch):
         prepare.check_machine(cfg, 'train')
 
 
-def test_a_mistake_that_only_running_showed_is_one_line(tiny_config, tmp_path):
-    cfg = load(tiny_config(), **{'work_dir': str(tmp_path / 'w'), 'val_evaluator.type': 'NoSuch'})
-    with pytest.raises(UserError, match='val_evaluator: NoSuch is not'):
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'val_evaluator.type': 'NoSuch'}, 'val_evaluator: NoSuch is not'),
+        ({'custom_hooks': [dict(type='EMAHook', momentum='0.1')]}, 'config .*py: TypeError: .*EMA'),
+        ({'default_hooks.checkpoint.backend_args.backend': 's4'}, 'config .*py: KeyError: s4'),
+    ],
+)
+def test_a_mistake_that_only_running_showed_is_one_line(tiny_config, tmp_path, changes, message):
+    cfg = load(tiny_config(), work_dir=str(tmp_path / 'w'), **changes)
+    with pytest.raises(UserError, match=message):
         launch.run(cfg, 'train')
+
+
+def test_a_config_without_a_training_is_tested(tiny_config, tmp_path):
+    cfg = load(tiny_config('optim_wrapper = param_scheduler = train_cfg = train_dataloader = None'))
+    torch.save({'state_dict': build_segmentor(cfg).state_dict()}, tmp_path / 'a.pth')
+    cfg.work_dir, cfg.load_from = str(tmp_path / 'w'), str(tmp_path / 'a.pth')
+    launch.run(cfg, 'test')
 
 
 def test_images_without_masks_are_predicted_for_a_test_server(tiny_config, tmp_path):

@@ -25,6 +25,7 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS, MODELS
 
 from ssnet_mm.engine.config.files import sources
+from ssnet_mm.engine.config.kinds import check_kinds
 from ssnet_mm.engine.config.nested import dicts, plain
 from ssnet_mm.engine.config.options import apply_options, hand_on_preprocessor
 from ssnet_mm.engine.disk import full_disk, is_full
@@ -43,8 +44,8 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     they are registered, by which all else here knows them.
 
     Raises:
-        UserError: The file is missing or fails, or an option contradicts its structure or would
-            have no effect.
+        UserError: The file is missing or fails, a setting is of a kind that can't be used, or an
+            option contradicts its structure or would have no effect.
     """
     path = find_config(path)
     # mmengine copies configs to a folder for temporary files
@@ -53,8 +54,9 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         cfg = _with_names(Config.fromfile(path))
     with config_errors(f'--cfg-options on {path}'):
         cfg = apply_options(cfg, options or {})
-    if 'model' not in cfg:
+    if cfg.get('model') is None:
         raise UserError(f'config {path} has no model; is it one of the parts in _base_?')
+    check_kinds(cfg)
     hand_on_preprocessor(cfg)
     return cfg
 

@@ -259,7 +259,7 @@ def _class_names(module: Any) -> Iterator[str]:
 def check_machine(cfg: Config, mode: str) -> None:
     """Is there the accelerator that mixed precision or the launcher asks for?"""
     device = get_device()
-    wrapper = cfg.get('optim_wrapper', {}).get('type', '')
+    wrapper = (cfg.get('optim_wrapper') or {}).get('type', '')
     if mode == 'train' and 'Amp' in str(wrapper) and device in ('cpu', 'mps'):
         raise UserError(
             f'{wrapper} scales the losses of float16, which needs CUDA, and torch finds none here; '

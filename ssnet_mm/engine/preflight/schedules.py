@@ -65,7 +65,7 @@ def check_loop(cfg: Config, num_images: int, num_processes: int) -> list[str]:
 
 
 def _is_endless(loader: Mapping[str, Any]) -> bool:
-    return 'Infinite' in str(loader.get('sampler', {}).get('type'))
+    return 'Infinite' in str((loader.get('sampler') or {}).get('type'))
 
 
 def ends_with_one(cfg: Config, num_images: int) -> bool:
