@@ -222,7 +222,7 @@ def check_whole_data(cfg: Config, sheet: str | os.PathLike[str]) -> tuple[Report
 def _labels(cfg: Config, where: str, dataset: Any) -> tuple[int, int]:
     """How many classes a data set's labels may name, and the label that doesn't count."""
     model = cfg.model.get('module', cfg.model)  # inside test-time augmentation's
-    head = model.get('decode_head', {})
+    head = model.get('decode_head') or {}
     head = head[-1] if isinstance(head, (list, tuple)) else head
     num_classes = len(dataset.metainfo.get('classes') or ()) or head.get('num_classes', 256)
     if head.get('out_channels') == 1 or head.get('num_classes') == 1:

@@ -153,7 +153,7 @@ def report_scores(cfg: Config, folder: str, checkpoint: str, options: Sequence[s
 
 def paint_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
     """Have the visualization hook show predictions in a window, or write them to a folder."""
-    hook = cfg.get('default_hooks', {}).get('visualization')
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise UserError(
             f'--show and --show-dir need default_hooks.visualization, {cfg.filename} lacks it; add '

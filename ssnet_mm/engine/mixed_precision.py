@@ -45,7 +45,7 @@ def cpu_is_fast_in_bfloat16() -> bool:
 
 def in_mixed_precision(cfg: Config) -> bool:
     """Whether a config trains under autocast."""
-    kind = cfg.get('optim_wrapper', {}).get('type')
+    kind = (cfg.get('optim_wrapper') or {}).get('type')
     return kind in ('AmpOptimWrapper', BFloat16OptimWrapper.__name__)
 
 
@@ -63,7 +63,9 @@ def use_amp(cfg: Config, dtype: str | None = None) -> list[str]:
     Raises:
         UserError: The config has a wrapper of another kind, or a CPU shall train in float16.
     """
-    wrapper = cfg.optim_wrapper
+    wrapper = cfg.get('optim_wrapper')
+    if wrapper is None:
+        return []  # preflight says what the training lacks
     kind = wrapper.get('type', 'OptimWrapper')
     kinds = ('OptimWrapper', 'AmpOptimWrapper', BFloat16OptimWrapper.__name__)
     if kind not in kinds:

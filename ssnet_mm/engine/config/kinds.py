@@ -42,7 +42,7 @@ _KINDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ),
     (rf'{_DATASET}\.(data_root|ann_file|data_prefix\.\w+)', (str, list, tuple, _NONE), 'text'),
     (r'work_dir|load_from|default_scope|.+\.backend_args\.backend', (str, _NONE), 'text'),
-    (r'(train|val|test)_cfg\.type', (str, type), 'a name'),
+    (rf'(train|val|test)_cfg\.type|{_DATASET}\.type', (str, type), 'a name'),
     (r'log_level', (str, int), 'one of DEBUG, INFO, WARNING, ERROR'),
     (
         r'\w+_dataloader\.batch_size|train_cfg\.(max_iters|max_epochs|val_interval)',

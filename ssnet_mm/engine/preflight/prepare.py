@@ -274,7 +274,7 @@ def check_machine(cfg: Config, mode: str) -> None:
             f'use tools/{"slurm" if launcher == "slurm" else "dist"}_{mode}.sh'
         )
     if device == 'cpu':
-        backend = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend', 'nccl')
+        backend = (cfg.get('env_cfg', {}).get('dist_cfg') or {}).get('backend', 'nccl')
         if launcher != 'pytorch' or backend != 'gloo':
             raise UserError(
                 f'--launcher {launcher} with backend {backend} needs CUDA, and torch finds none; '
