@@ -82,7 +82,6 @@ def test_the_name_of_one_channel_is_that_of_label_1(run, config, data, tmp_path)
     data.change(lambda labels: np.where(labels == 2, 1, labels).astype(np.uint8), range(4))
     one = config(
         "model['decode_head'].update(num_classes=2, out_channels=1)\n"
-        "val_evaluator = 'IoUMetric'\n"
         'for part in (train_dataloader, val_dataloader):\n'
         "    part['dataset']['metainfo'] = dict(classes=('road',), palette=[[9, 99, 199]])\n"
         'del part\n'
