@@ -47,7 +47,7 @@ def test_every_config_is_refused_in_a_line_or_runs(tmp_path, tiny_config, mode):
     whole = {key: cfg[key] for key in cfg.to_dict() if key in inspect.signature(Runner).parameters}
     whole = Config(whole).to_dict()
     mutations = [(place, value) for place in places(whole) for value in WRONG]
-    found = []
+    found, ran = [], 0
     for i, (place, value) in enumerate(random.Random(0).sample(mutations, 400)):
         path = tmp_path / f'{i}.py'
         Config(replaced(whole, place, value)).dump(path)
@@ -57,11 +57,12 @@ def test_every_config_is_refused_in_a_line_or_runs(tmp_path, tiny_config, mode):
             if mode == 'test':
                 cfg.load_from = str(tmp_path / 'a.pth')
             launch.run(cfg, mode)
+            ran += 1
         except UserError:
             pass
         except Exception as error:
             found.append(f'{".".join(map(str, place))}={value!r}: {error!r}')
-    assert not found
+    assert not found and ran > 50
 
 
 def test_the_configs_of_mmseg_are_taken():
