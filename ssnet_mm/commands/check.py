@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from ssnet_mm.commands.arguments import add_config_arguments, load_config
+from ssnet_mm.files import write_result
 
 EPILOG = 'Exit code 1: something would; 0: nothing; 2: wrong use.'
 
@@ -21,10 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    from ssnet_mm.checks import contact_sheet
     from ssnet_mm.engine.data import check_whole_data
 
-    report, drawn = check_whole_data(load_config(args), args.out)
-    print('\n'.join(report.lines()))
+    report = check_whole_data(load_config(args))
+    print('\n'.join(report.lines()), flush=True)
+    drawn = contact_sheet([totals.split for totals in report.totals])
     if drawn:
+        write_result(args.out, drawn)
         print(f'images with their masks, to look at: {args.out}')
     sys.exit(1 if report.errors else 0)

@@ -12,13 +12,12 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
-from ssnet_mm.checks import Report, Split, check_lists, check_names, check_splits, contact_sheet
+from ssnet_mm.checks import Report, Split, check_lists, check_names, check_splits
 from ssnet_mm.checks.facts import readers_of, unfit
 from ssnet_mm.engine.checkpoint import weights_only
 from ssnet_mm.engine.config import check_dataset_meta, config_errors, single_datasets
 from ssnet_mm.engine.config.options import default_of
 from ssnet_mm.errors import UserError, few
-from ssnet_mm.files import write_result
 
 # A data set: where it stands in the config, its own config, and built.
 Located = tuple[str, Mapping[str, Any], Any]
@@ -185,19 +184,11 @@ def look_at_data(
 
 
 @weights_only()
-def check_whole_data(cfg: Config, sheet: str | os.PathLike[str]) -> tuple[Report, bool]:
-    """Check the data of all data loaders of a config, and draw a contact sheet.
-
-    Args:
-        cfg: The config.
-        sheet: PNG file to write.
-
-    Returns:
-        What was found; and whether there was an image with its mask to draw.
+def check_whole_data(cfg: Config) -> Report:
+    """Check the data of all data loaders of a config.
 
     Raises:
-        UserError: As :func:`build_datasets`, the config has no data loader, or the sheet can't be
-            written.
+        UserError: As :func:`build_datasets`, or the config has no data loader.
     """
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     datasets, wholes = [], []
@@ -212,11 +203,7 @@ def check_whole_data(cfg: Config, sheet: str | os.PathLike[str]) -> tuple[Report
                 wholes.append(Split(f'{loader}.dataset', whole, 0))
     if not datasets:
         raise UserError(f'{cfg.filename} has no data loader, so there is no data to check')
-    report = look_at_data(cfg, datasets, wholes=wholes, whole_config=True)
-    drawn = contact_sheet([totals.split for totals in report.totals])
-    if drawn:
-        write_result(sheet, drawn)
-    return report, drawn is not None
+    return look_at_data(cfg, datasets, wholes=wholes, whole_config=True)
 
 
 def _labels(cfg: Config, where: str, dataset: Any) -> tuple[int, int]:

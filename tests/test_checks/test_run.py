@@ -163,13 +163,18 @@ for loader in (train_dataloader, val_dataloader, test_dataloader):
 def test_wrong_use_gets_exit_code_2_and_one_line(run, config, tmp_path):
     for args, message in (
         ([tmp_path / 'none.py'], 'none.py not found'),
-        ([config(), '--out', '/dev/null/sheet.png'], "can't write /dev/null/sheet.png"),
         ([config(), '--cfg-options', 'train_dataloader.dataset.data_root=none'], 'no folder none'),
         ([config('train_dataloader = val_dataloader = test_dataloader = None')], 'no data loader'),
     ):
         code, _, lines = run('check_data', *args)
         assert code == 2 and len(lines) == 1, lines
         assert lines[0].startswith('check_data.py: error: ') and message in lines[0]
+
+
+def test_a_sheet_that_cannot_be_written_costs_no_report(run, config):
+    code, out, lines = run('check_data', config(), '--out', '/dev/null/sheet.png')
+    assert code == 2 and 'train_dataloader.dataset: 2 images' in out
+    assert len(lines) == 1 and "can't write /dev/null/sheet.png" in lines[0]
 
 
 def test_training_stops_before_anything_is_written(run, config, data, tmp_path):
