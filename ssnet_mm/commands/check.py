@@ -23,11 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     from ssnet_mm.checks import contact_sheet
+    from ssnet_mm.engine.checkpoint import weights_only
     from ssnet_mm.engine.data import check_whole_data
 
     report = check_whole_data(load_config(args))
     print('\n'.join(report.lines()), flush=True)
-    drawn = contact_sheet([totals.split for totals in report.totals])
+    with weights_only():  # a data set's own transforms read the masks
+        drawn = contact_sheet([totals.split for totals in report.totals])
     if drawn:
         write_result(args.out, drawn)
         print(f'images with their masks, to look at: {args.out}')
